@@ -179,6 +179,13 @@ class ModelOptions(Section):
     numerical_hidden_units: Units = option(
         (), "units of each hidden layer that makes a vector of the numbers under --interaction dot", at_least=1
     )
+    attention_hidden_units: Units = option(
+        (64, 32),
+        "units of each hidden layer that weighs the steps of a sequence with `encoder: din`",
+        at_least=1,
+        required=True,
+    )
+    attention_heads: int = option(4, "heads of a sequence with `encoder: self_attention`", at_least=1)
 
     @property
     def has_wide_part(self) -> bool:
@@ -196,6 +203,12 @@ class ModelOptions(Section):
                 f"{', '.join(only)}: `wide: only`, and --model {self.model} has no wide part; pass --wide_part, or "
                 "write `wide: too`"
             )
+        steps = [feature.name for feature in layout.categorical if feature.sequence and feature.wide == "only"]
+        if steps:
+            raise DataError(
+                f"{', '.join(steps)}: `wide: only`, and steps of a sequence are encoded by the deep part; write "
+                "`wide: too`"
+            )
         if not layout.width:
             raise DataError("the deep part has no input; a feature without `wide: only` is needed")
         if self.interaction in ("dot", "fm") and not layout.deep:
@@ -205,7 +218,7 @@ class ModelOptions(Section):
         """Returns the width of the network's input."""
         if self.interaction != "dot":
             return layout.width
-        numbers = bool(layout.numerical)
+        numbers = bool(layout.deep_numerical)
         vectors = len(layout.deep) + numbers
         return numbers * layout.widest + vectors * (vectors - 1) // 2
 

@@ -11,6 +11,7 @@ from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.embeddings.groups import Lookups
+from trainer.layout import SequenceSteps
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
@@ -21,7 +22,7 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
-Forward = Callable[[tuple[Lookups, ...], tf.Tensor], tf.Tensor]
+Forward = Callable[[tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...]], tf.Tensor]
 
 
 def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
@@ -33,15 +34,17 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
         xla: whether to compile it with XLA (on a GPU only).
 
     Returns:
-        A function of what the ids of a batch look up, and its numerical features [batch, numerical] float32, that
-        returns the logits, [batch, outputs] float32.
+        A function of what the ids of a batch look up, its numerical features [batch, numerical] float32 and the steps
+        of its sequences, that returns the logits, [batch, outputs] float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.
     logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
     numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-    signature = (model.embeddings.lookup_specs(rows), numerical)
+    signature = (model.embeddings.lookup_specs(rows), numerical, model.sequence_specs(rows))
     return tf.function(
-        lambda lookups, values: logits(model.embed(lookups), values), input_signature=signature, autograph=False
+        lambda lookups, values, sequences: logits(model.embed(lookups), values, sequences),
+        input_signature=signature,
+        autograph=False,
     )
 
 
@@ -117,9 +120,10 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(self, batch: Batch) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor]:
+    def _prepare(self, batch: Batch) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...]]:
         """Converts a batch to tensors, in the loader's thread."""
-        inputs = self._model.embeddings.lookups(batch.ids), batch.numerical
+        model, ids = self._model, batch.ids
+        inputs = model.embeddings.lookups(ids), batch.numerical, model.layout.steps(ids)
         return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
@@ -133,8 +137,8 @@ class Evaluator:
         """
         with closing(self.loader.epoch(0, prepare=self._prepare)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
-            for batch, lookups, numerical in batches:
-                started = (batch, self._predict(lookups, numerical))
+            for batch, *inputs in batches:
+                started = (batch, self._predict(*inputs))
                 if waiting is not None:
                     yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
                 waiting = started

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch, Ids, join_ids
 from trainer.embeddings.groups import Lookups
+from trainer.layout import SequenceSteps
 from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
@@ -72,7 +73,8 @@ class ExpertMonitor:
         if not self._is_complete:
             self._ids, self._numerical = [join_ids(self._ids)], [np.concatenate(self._numerical)]
             self._is_complete = True
-        inputs = self._model.embeddings.lookups(self._ids[0]), self._numerical[0]
+        model, ids = self._model, self._ids[0]
+        inputs = model.embeddings.lookups(ids), self._numerical[0], model.layout.steps(ids)
         states = self._states(*tf.nest.map_structure(tf.convert_to_tensor, inputs))
         self._gates = [gates.numpy() for gates, _ in states]
         levels = [
@@ -97,9 +99,11 @@ class ExpertMonitor:
             for expert in np.flatnonzero(level.readable[gate]).tolist()
         }
 
-    def _level_states(self, lookups: tuple[Lookups, ...], numerical: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def _level_states(
+        self, lookups: tuple[Lookups, ...], numerical: tf.Tensor, sequences: tuple[SequenceSteps, ...]
+    ) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
-        deep_input = self._model.deep_input(self._model.embed(lookups), numerical)
+        deep_input = self._model.deep_input(self._model.embed(lookups), numerical, sequences)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 

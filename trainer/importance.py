@@ -51,34 +51,37 @@ class Sample(NamedTuple):
 
 
 class InputFeature(NamedTuple):
-    """A feature of the model's input.
+    """A feature of the model's input, or a sequence, whose features are permuted together.
 
     Attributes:
-        name: name of the feature.
-        field: what has its column: "onehot" or "multihot" of Sample.ids, or "numerical" of the sample.
-        column: index of the column.
-        weights: index of its column in Sample.ids.number_lists; None if its ids have no weights.
+        name: name of the feature or the sequence.
+        onehot, lists, number_lists, numerical: its columns in each field of Sample.ids, and in Sample.numerical.
     """
 
     name: str
-    field: str
-    column: int
-    weights: int | None = None
+    onehot: tuple[int, ...] = ()
+    lists: tuple[int, ...] = ()
+    number_lists: tuple[int, ...] = ()
+    numerical: tuple[int, ...] = ()
 
 
 def input_features(layout: InputSchema) -> list[InputFeature]:
-    """Returns the features of a layout: categorical ones in the order of the id matrix, then numerical ones."""
-    weighted = list(layout.weighted)
-    categorical = [
-        InputFeature(
-            feature.name,
-            "multihot" if feature.multihot else "onehot",
-            layout.columns[feature.name],
-            weighted.index(feature) if feature.weights else None,
-        )
-        for feature in layout.categorical
-    ]
-    return categorical + [InputFeature(name, "numerical", column) for column, name in enumerate(layout.numerical)]
+    """Returns the features of a layout: categorical ones in the order of the id matrix, sequences, numerical ones."""
+    of_numbers = {feature.name: column for column, feature in enumerate(layout.weighted)}
+    of_numbers |= {name: column for column, name in enumerate(layout.sequence_numbers, start=len(of_numbers))}
+    found = []
+    for feature in layout.categorical:
+        column = layout.columns[feature.name]
+        if not feature.multihot:
+            found.append(InputFeature(feature.name, onehot=(column,)))
+        elif not feature.sequence:
+            weights = (of_numbers[feature.name],) if feature.weights else ()
+            found.append(InputFeature(feature.name, lists=(column,), number_lists=weights))
+    for sequence in layout.sequences:
+        columns = tuple(layout.columns[name] for name in sequence.features)
+        numbers = tuple(of_numbers[name] for name in sequence.numbers)
+        found.append(InputFeature(sequence.name, lists=columns, number_lists=numbers))
+    return found + [InputFeature(name, numerical=(column,)) for column, name in enumerate(layout.numerical)]
 
 
 def choose_rows(rows: int, most: int, seed: int) -> np.ndarray:
@@ -213,21 +216,17 @@ class SampleModel:
         """Returns what the forward pass takes for the given rows, [batch] int64."""
         sample, (_, lists, number_lists) = self._sample, self._sample.ids
         onehot, numerical = sample.ids.onehot[own], sample.numerical[own]
-        rows_of_lists, rows_of_weights = (
+        rows_of_lists, rows_of_numbers = (
             np.repeat(own[:, np.newaxis], one.lengths.shape[1], axis=1) for one in (lists, number_lists)
         )
         if feature is not None and order is not None:
-            permuted, column = order[own], feature.column
-            if feature.field == "onehot":
-                onehot[:, column] = sample.ids.onehot[permuted, column]
-            elif feature.field == "multihot":
-                rows_of_lists[:, column] = permuted
-                if feature.weights is not None:
-                    rows_of_weights[:, feature.weights] = permuted
-            else:
-                numerical[:, column] = sample.numerical[permuted, column]
-        ids = Ids(onehot, lists.take(rows_of_lists), number_lists.take(rows_of_weights))
-        return self._model.embeddings.lookups(ids), numerical
+            permuted = order[own]
+            onehot[:, feature.onehot] = sample.ids.onehot[permuted][:, feature.onehot]
+            rows_of_lists[:, feature.lists] = permuted[:, np.newaxis]
+            rows_of_numbers[:, feature.number_lists] = permuted[:, np.newaxis]
+            numerical[:, feature.numerical] = sample.numerical[permuted][:, feature.numerical]
+        ids = Ids(onehot, lists.take(rows_of_lists), number_lists.take(rows_of_numbers))
+        return self._model.embeddings.lookups(ids), numerical, self._model.layout.steps(ids)
 
 
 def batches_per_pass(rows: int, workers: int) -> int:

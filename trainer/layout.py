@@ -1,6 +1,6 @@
 """The layout of a model's input: which columns belong to which feature, and which table a feature looks up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.loading.batch import PAD, Ids
+from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import Wide
+from data.spec.features import FeatureSequence, Wide
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class CategoricalInput:
         unseen_id: id that exports take for ids out of range; None to fail on these.
         wide: whether the feature is in the wide part only, there too, or not.
         weights: name of the column with a weight for each id; "" if all ids weigh 1.
+        sequence: name of the sequence that it belongs to, with an id per step; "" if its ids are pooled.
     """
 
     name: str
@@ -40,6 +42,7 @@ class CategoricalInput:
     unseen_id: int | None = None
     wide: Wide = "too"
     weights: str = ""
+    sequence: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", self.table or self.name)
@@ -50,6 +53,45 @@ class CategoricalInput:
         return self.start + self.hotness
 
 
+@dataclass(frozen=True)
+class SequenceInput:
+    """A sequence of steps, such as the items that a user clicked, whose features have an id or a number per step.
+
+    Attributes:
+        name: name of the sequence.
+        length: largest number of steps.
+        encoder: how the steps become one vector per categorical feature, a key of `trainer.models.sequences.ENCODERS`.
+        features: names of its categorical features.
+        numbers: names of its numerical features.
+        targets: for each of `features`, the name of the one-hot feature that its steps are compared with; "" if there
+            is none.
+        newest_first: whether lists begin with their newest step, not with their oldest.
+    """
+
+    name: str
+    length: int
+    encoder: str
+    features: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    newest_first: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", self.targets or ("",) * len(self.features))
+
+
+class SequenceSteps(NamedTuple):
+    """The steps of a sequence in the rows of a batch, counted from the newest one: NumPy arrays or tensors.
+
+    Attributes:
+        present: [batch, length] float32, 1 for a step and 0 for padding.
+        numbers: [batch, length, numbers] float32, the numerical features of each step; 0 for padding.
+    """
+
+    present: Any
+    numbers: Any
+
+
 class ModelInputs(NamedTuple):
     """The matrices that a model is called with: NumPy arrays or tensors.
 
@@ -57,11 +99,13 @@ class ModelInputs(NamedTuple):
         ids: ids of the categorical features, [batch, id columns] int32; lists are padded with negative numbers.
         numerical: [batch, numerical features] float32.
         weights: weights of the ids in lists, [batch, weight columns] float32; those of padding have no effect.
+        numbers: numbers of the steps of sequences, [batch, number columns] float32; those of padding have no effect.
     """
 
     ids: Any
     numerical: Any
     weights: Any
+    numbers: Any
 
 
 class Table(NamedTuple):
@@ -97,22 +141,29 @@ class InputSchema:
     lists are padded (see `ModelInputs`).
 
     Attributes:
-        categorical: columns of each categorical feature, one-hot features first.
-        numerical: names of the numerical features.
+        categorical: columns of each categorical feature: one-hot features, then multi-hot ones, then those of
+            sequences.
+        numerical: names of the numerical features, those of sequences excepted.
+        sequences: the sequences.
     """
 
     categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
+    sequences: tuple[SequenceInput, ...] = ()
 
     @cached_property
     def columns(self) -> Mapping[str, int]:
-        """The column of each categorical feature in `Ids.onehot` or, if it is multi-hot, in `Ids.id_lists`."""
+        """The column of each categorical feature in `Ids.onehot` or, if it may have several ids, in `Ids.id_lists`."""
         ordered = sorted(self.categorical, key=lambda feature: feature.multihot)
         return {
             feature.name: column
             for _, features in groupby(ordered, key=lambda feature: feature.multihot)
             for column, feature in enumerate(features)
         }
+
+    def named(self, name: str) -> CategoricalInput:
+        """Returns the categorical feature of this name."""
+        return next(feature for feature in self.categorical if feature.name == name)
 
     @property
     def deep(self) -> tuple[CategoricalInput, ...]:
@@ -135,6 +186,28 @@ class InputSchema:
     def weight_columns(self) -> int:
         """The width of the matrix of weights."""
         return sum(feature.hotness for feature in self.weighted)
+
+    @cached_property
+    def sequence_numbers(self) -> Mapping[str, slice]:
+        """The numerical features of sequences, and their columns in the matrix of numbers."""
+        lengths = [(name, sequence.length) for sequence in self.sequences for name in sequence.numbers]
+        stops = np.cumsum([length for _, length in lengths]).tolist()
+        return {name: slice(stop - length, stop) for (name, length), stop in zip(lengths, stops, strict=True)}
+
+    @property
+    def number_columns(self) -> int:
+        """The width of the matrix of numbers."""
+        return sum(sequence.length * len(sequence.numbers) for sequence in self.sequences)
+
+    @property
+    def deep_numerical(self) -> tuple[str, ...]:
+        """The numerical features of the deep part: those of sequences are pooled to one number each."""
+        return (*self.numerical, *self.sequence_numbers)
+
+    @cached_property
+    def newest_first(self) -> Mapping[str, bool]:
+        """Whether lists begin with their newest step, for each categorical feature of a sequence."""
+        return {name: sequence.newest_first for sequence in self.sequences for name in sequence.features}
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -159,12 +232,38 @@ class InputSchema:
 
     def padded_weights(self, ids: Ids) -> np.ndarray:
         """Returns the matrix of weights that a model is called with, [rows, weight columns] float32; 0 for padding."""
-        return ids.number_lists.padded([feature.hotness for feature in self.weighted], 0).astype(np.float32)
+        widths = [feature.hotness for feature in self.weighted]
+        return ids.number_lists.select(range(len(widths))).padded(widths, 0).astype(np.float32)
+
+    def padded_numbers(self, ids: Ids) -> np.ndarray:
+        """Returns the matrix of numbers that a model is called with, [rows, number columns] float32; 0 for padding."""
+        columns = range(len(self.weighted), len(self.weighted) + len(self.sequence_numbers))
+        widths = [place.stop - place.start for place in self.sequence_numbers.values()]
+        return ids.number_lists.select(columns).padded(widths, 0).astype(np.float32)
+
+    def model_inputs(self, ids: Ids, numerical: np.ndarray) -> ModelInputs:
+        """Returns the matrices that a model is called with for some rows; numerical is [rows, numerical] float32."""
+        return ModelInputs(self.padded(ids), numerical, self.padded_weights(ids), self.padded_numbers(ids))
+
+    def steps(self, ids: Ids) -> tuple[SequenceSteps, ...]:
+        """Returns the steps of each sequence, which training and evaluation pass to the model."""
+        found, column = [], len(self.weighted)
+        for sequence in self.sequences:
+            lengths = ids.id_lists.lengths[:, self.columns[sequence.features[0]]]
+            present = (np.arange(sequence.length) < lengths[:, np.newaxis]).astype(np.float32)
+            numbers = np.zeros((*present.shape, len(sequence.numbers)), np.float32)
+            if sequence.numbers:
+                lists = ids.number_lists.select(range(column, column + len(sequence.numbers)))
+                rows, of = np.divmod(lists.cells(), len(sequence.numbers))
+                numbers[rows, from_newest(lists, [sequence.newest_first] * len(sequence.numbers)), of] = lists.values
+                column += len(sequence.numbers)
+            found.append(SequenceSteps(present, numbers))
+        return tuple(found)
 
     @property
     def width(self) -> int:
         """The width of the deep input: all embeddings and numerical features, concatenated."""
-        return self.embedding_width + len(self.numerical)
+        return self.embedding_width + len(self.deep_numerical)
 
     @property
     def widest(self) -> int:
@@ -177,32 +276,67 @@ class InputSchema:
         return sum(columns.width for columns in self.deep)
 
 
+def from_newest(lists: Lists, newest_first: Sequence[bool]) -> np.ndarray:
+    """Return the place of each value in its list, [values] int64, counted from the newest one.
+
+    Args:
+        lists: [rows, columns] lists.
+        newest_first: for each column, whether lists begin with their newest value, not with their oldest.
+    """
+    starts, is_first = lists.starts(), np.array(newest_first, bool)
+    numbers, repeats = np.arange(len(lists.values)), lists.lengths.reshape(-1)
+    if is_first.all():
+        return numbers - np.repeat(starts.reshape(-1), repeats)
+    offsets = np.where(is_first, -starts, starts + lists.lengths - 1)
+    if is_first.any():
+        numbers *= np.repeat(np.broadcast_to(np.where(is_first, -1, 1), starts.shape).reshape(-1), repeats)
+    return np.repeat(offsets.reshape(-1), repeats) - numbers
+
+
 def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
-    """Return the layout of a specification: one-hot features, then multi-hot ones, each in channel order.
+    """Return the layout of a specification: features with one id, then multi-hot ones, then those of sequences.
 
     Args:
         spec: a validated specification.
         widths: embedding width of each categorical feature.
     """
+    sequence_of = {name: sequence for sequence in spec.sequences for name in sequence.features}
     columns: list[CategoricalInput] = []
     start = 0
-    for multihot, features in ((False, spec.onehot), (True, spec.multihot)):
+    for multihot, features in ((False, spec.onehot), (True, spec.id_lists)):
         for feature in features:
-            hotness, width = (feature.max_hotness or 1) if multihot else 1, widths[feature.name]
-            cardinality = feature.cardinality or 0
+            sequence = sequence_of.get(feature.name)
+            hotness = sequence.length if sequence else (feature.max_hotness or 1) if multihot else 1
             columns.append(
                 CategoricalInput(
                     name=feature.name,
                     start=start,
                     hotness=hotness,
                     multihot=multihot,
-                    cardinality=cardinality,
-                    width=width,
+                    cardinality=feature.cardinality or 0,
+                    width=widths[feature.name],
                     table=feature.table or "",
                     unseen_id=feature.unseen_id,
                     wide=feature.wide,
                     weights=feature.weights or "",
+                    sequence=sequence.name if sequence else "",
                 )
             )
             start += hotness
-    return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical))
+    sequences = tuple(_sequence_input(sequence, spec) for sequence in spec.sequences)
+    return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical), sequences)
+
+
+def _sequence_input(sequence: FeatureSequence, spec: FeatureSpec) -> SequenceInput:
+    """Return the layout of a sequence, whose features are compared with the targets that share their tables."""
+    ids = [name for name in sequence.features if spec.features[name].cardinality is not None]
+    target_of = {spec.features[name].table or name: name for name in sequence.target}
+    return SequenceInput(
+        name=sequence.name,
+        length=sequence.length,
+        encoder=sequence.encoder,
+        features=tuple(ids),
+        numbers=tuple(name for name in sequence.features if name not in ids),
+        targets=tuple(target_of.get(spec.features[name].table or name, "") for name in ids),
+        newest_first=sequence.order == "newest_first",
+    )

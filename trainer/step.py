@@ -14,6 +14,7 @@ from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import Pooled
+from trainer.layout import SequenceSteps
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
@@ -38,6 +39,7 @@ class StepInput(NamedTuple):
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
+        sequences: the steps of each sequence.
     """
 
     lookups: tuple[Lookups[tf.Tensor], ...]
@@ -45,14 +47,18 @@ class StepInput(NamedTuple):
     labels: tf.Tensor
     weights: tf.Tensor
     groups: tuple[tf.Tensor, ...] = ()
+    sequences: tuple[SequenceSteps, ...] = ()
 
 
-def step_input(batch: Batch, lookups: Sequence[Lookups[np.ndarray]], tasks: Sequence[Task]) -> StepInput:
+def step_input(
+    batch: Batch, lookups: Sequence[Lookups[np.ndarray]], sequences: Sequence[SequenceSteps], tasks: Sequence[Task]
+) -> StepInput:
     """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step.
 
     Args:
         batch: the batch.
         lookups: what each group of embedding tables looks up for its ids.
+        sequences: the steps of its sequences (see `InputSchema.steps`).
         tasks: the tasks of the model.
     """
     rows = StepInput(
@@ -61,6 +67,7 @@ def step_input(batch: Batch, lookups: Sequence[Lookups[np.ndarray]], tasks: Sequ
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
+        sequences=tuple(sequences),
     )
     return tf.nest.map_structure(tf.convert_to_tensor, rows)
 
@@ -80,6 +87,7 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
         (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
+        model.sequence_specs(rows),
     )
 
 
@@ -317,7 +325,7 @@ class TrainStep:
 
     def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        logits = self.model.logits(pooled, batch.numerical, context)
+        logits = self.model.logits(pooled, batch.numerical, batch.sequences, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:

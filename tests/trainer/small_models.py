@@ -11,7 +11,7 @@ from data.loading.lists import Lists, empty_lists, from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
-from trainer.layout import CategoricalInput, InputSchema, ModelInputs
+from trainer.layout import CategoricalInput, InputSchema, ModelInputs, SequenceInput
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
@@ -38,7 +38,33 @@ LAYOUT = InputSchema(
     numerical=("age", "price"),
 )
 
-# The same, where the ids of friends have weights.
+# Behavior sequences: clicks has a partner without a target (kind) and numbers; views shares the item's table, too.
+HISTORY = InputSchema(
+    categorical=(
+        CategoricalInput("user", 0, 1, False, 500, 8),
+        CategoricalInput("item", 1, 1, False, 90, 6),
+        CategoricalInput("shop", 2, 1, False, 60, 6),
+        CategoricalInput("tags", 3, 2, True, 90, 6, "item"),
+        CategoricalInput("clicked_kind", 5, 5, True, 11, 3, sequence="clicks"),
+        CategoricalInput("clicked_item", 10, 5, True, 90, 6, "item", sequence="clicks"),
+        CategoricalInput("clicked_shop", 15, 5, True, 60, 6, "shop", wide="no", sequence="clicks"),
+        CategoricalInput("viewed_item", 20, 4, True, 90, 6, "item", sequence="views"),
+    ),
+    numerical=("price",),
+    sequences=(
+        SequenceInput(
+            "clicks",
+            5,
+            "din",
+            ("clicked_kind", "clicked_item", "clicked_shop"),
+            ("age", "dwell"),
+            ("", "item", "shop"),
+        ),
+        SequenceInput("views", 4, "mean", ("viewed_item",), targets=("item",), newest_first=True),
+    ),
+)
+
+# The same as LAYOUT, where the ids of friends have weights.
 WEIGHTED = replace(
     LAYOUT, categorical=(*LAYOUT.categorical[:-1], replace(LAYOUT.categorical[-1], weights="friendship"))
 )
@@ -92,16 +118,24 @@ def make_step(
     return TrainStep(model, optimizer, weighting, loss_scale, options, comm or SingleWorker(), batch_rows)
 
 
-def unpadded(layout: InputSchema, ids: np.ndarray, weights: np.ndarray | None = None) -> Ids:
-    """The ids in a matrix [rows, id columns], in which lists are padded with ids below 0, and their weights."""
+def unpadded(
+    layout: InputSchema, ids: np.ndarray, weights: np.ndarray | None = None, numbers: np.ndarray | None = None
+) -> Ids:
+    """The ids in a matrix [rows, id columns], in which lists are padded with ids below 0, and their weights.
+
+    With sequences that have numbers, these too, [rows, number columns].
+    """
     lists = [feature for feature in layout.categorical if feature.multihot]
     columns = [column for feature in lists for column in range(feature.start, feature.stop)]
     onehot = [feature.start for feature in layout.categorical if not feature.multihot]
     number_lists = empty_lists(len(ids), 0, np.float32)
-    if weights is not None and layout.weighted:
-        present = [ids[:, feature.start : feature.stop] >= 0 for feature in layout.weighted]
+    step_ids = {sequence.name: layout.named(sequence.features[0]) for sequence in layout.sequences}
+    with_numbers = [*layout.weighted, *(step_ids[own.name] for own in layout.sequences for _ in own.numbers)]
+    if weights is not None and with_numbers:
+        present = [ids[:, feature.start : feature.stop] >= 0 for feature in with_numbers]
         lengths = np.stack([own.sum(axis=1, dtype=np.int32) for own in present], axis=1)
-        number_lists = Lists(weights[np.concatenate(present, axis=1)], lengths)
+        values = weights if numbers is None else np.concatenate([weights, numbers], axis=1)
+        number_lists = Lists(values[np.concatenate(present, axis=1)], lengths)
     return Ids(ids[:, onehot], from_padded(ids[:, columns], [feature.hotness for feature in lists]), number_lists)
 
 
@@ -109,6 +143,16 @@ def weights_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
     """Weights [rows, weight columns] float32 between 0 and 2 that depend on the ids."""
     columns = [ids[:, feature.start : feature.stop] for feature in layout.weighted]
     return np.concatenate([ids[:, :0], *columns], axis=1).astype(np.float32) * 37 % 17 / 8
+
+
+def numbers_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
+    """Numbers of steps [rows, number columns] float32 between -1 and 1 that depend on the ids."""
+    columns = [ids[:, :0].astype(np.float32)]
+    for sequence in layout.sequences:
+        feature = layout.named(sequence.features[0])
+        own = ids[:, feature.start : feature.stop]
+        columns += [(own * (31 + number) % 17 / 8 - 1).astype(np.float32) for number in range(len(sequence.numbers))]
+    return np.concatenate(columns, axis=1)
 
 
 class Rows(NamedTuple):
@@ -122,12 +166,15 @@ class Rows(NamedTuple):
     def input(self, model: RankingModel) -> StepInput:
         """The input of the model's training step."""
         ids, layout = self.ids.numpy(), model.layout
-        lookups = model.embeddings.lookups(unpadded(layout, ids, weights_of(layout, ids)))
-        return StepInput(tf.nest.map_structure(tf.constant, lookups), self.numerical, self.labels, self.weights)
+        own = unpadded(layout, ids, weights_of(layout, ids), numbers_of(layout, ids))
+        lookups, sequences = tf.nest.map_structure(tf.constant, (model.embeddings.lookups(own), layout.steps(own)))
+        return StepInput(lookups, self.numerical, self.labels, self.weights, sequences=sequences)
 
     def padded(self, layout: InputSchema) -> ModelInputs:
         """The matrices that a model is called with."""
-        return ModelInputs(self.ids, self.numerical, tf.constant(weights_of(layout, self.ids.numpy())))
+        ids = self.ids.numpy()
+        weights, numbers = tf.constant(weights_of(layout, ids)), tf.constant(numbers_of(layout, ids))
+        return ModelInputs(self.ids, self.numerical, weights, numbers)
 
 
 def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:

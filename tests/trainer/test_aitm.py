@@ -35,7 +35,11 @@ def test_attention_equals_the_paper():
 def test_calibrator_penalizes_likelier_later_tasks(tasks, penalized):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
     context = step_context(16)
-    logits = model.logits(model.embeddings.pool_padded(batch.ids), batch.numerical, context).numpy().astype(np.float64)
+    logits = (
+        model.logits(model.embeddings.pool_padded(batch.ids), batch.numerical, context=context)
+        .numpy()
+        .astype(np.float64)
+    )
     p = 1 / (1 + np.exp(-logits))
     expected = 0.6 * np.maximum(p[:, 1] - p[:, 0], 0)
     assert expected.max() > 0

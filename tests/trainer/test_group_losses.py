@@ -182,7 +182,7 @@ def test_groups_are_numbered_in_the_order_of_rows(folder):
         spec, "train", global_batch_size=100, workers=3, shuffle=True, with_group=True, whole_groups=True
     )
     for batch in loader.epoch(0):
-        (groups,) = step_input(batch, (), [TASK_OF_KIND["jrc"]] * 3).groups
+        (groups,) = step_input(batch, (), (), [TASK_OF_KIND["jrc"]] * 3).groups
         numbers, real = groups.numpy(), batch.rows != PAD
         assert len(np.unique(numbers[real])) == len(np.unique(batch.group[real]))
         assert (np.diff(numbers) >= 0).all() and numbers[0] == 0 and (np.diff(numbers[~real]) == 1).all()

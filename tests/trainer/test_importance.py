@@ -77,9 +77,9 @@ def measured(comm=None):
 
 def by_definition(model, sample: Sample, feature: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns by metric of the second task its change over all rows, and its changes within blocks."""
-    intact = ModelInputs(LAYOUT.padded(sample.ids), sample.numerical, LAYOUT.padded_weights(sample.ids))
+    intact = LAYOUT.model_inputs(sample.ids, sample.numerical)
     permuted, order = ModelInputs(*(matrix.copy() for matrix in intact)), permutation_of(feature, ROWS, SEED)
-    ids, numerical, weights = permuted
+    ids, numerical, weights, _ = permuted
     if feature == "friends":
         ids[:, 5:], weights[:] = ids[order, 5:], weights[order]
     elif feature == "tags":
@@ -295,8 +295,8 @@ def test_file_agrees_with_the_model_folder(run, capsys):
     for feature in input_features(saved.layout):
         whole, numerical = saved.layout.padded(batch.ids), batch.numerical.copy()
         ids, order = whole.copy(), permutation_of(feature.name, 1200, 5)
-        if feature.field == "numerical":
-            numerical[:, feature.column] = numerical[order, feature.column]
+        if feature.numerical:
+            numerical[:, feature.numerical] = numerical[order][:, feature.numerical]
         else:
             [columns] = [part for part in saved.layout.categorical if part.name == feature.name]
             ids[:, columns.start : columns.stop] = ids[order, columns.start : columns.stop]

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.loading.batch import Ids
 from data.loading.lists import Lists, from_padded, join_columns
-from trainer.layout import CategoricalInput, InputSchema, Table, tables_of
+from trainer.layout import CategoricalInput, InputSchema, Table, from_newest, tables_of
 
 Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
 
@@ -19,21 +19,25 @@ Array = TypeVar("Array")  # a NumPy array, or a tensor once it is on the device
 class Lookups(NamedTuple, Generic[Array]):
     """The ids of a batch that a group of tables looks up, without padding.
 
-    A slot is a feature of a row of the batch, numbered row by row: slot = row * features + feature. Unless stated
-    otherwise, arrays are int64, which GPUs compute with on the device; TensorFlow keeps int32 in host memory.
+    A slot is a feature of a row of the batch, numbered row by row: slot = row * pooled features + feature. After these
+    slots come those of sequences, one for each step that a sequence may have, also numbered row by row: within a row,
+    feature by feature, and within a feature from the newest step on. Unless stated otherwise, arrays are int64, which
+    GPUs compute with on the device; TensorFlow keeps int32 in host memory.
 
     Attributes:
         rows: [rows] distinct rows of the group that are read, sorted by the worker that holds them.
-        sources: [ids] where each id's row is read, by slot: its number in the group's variable or, for a sharded group,
-            its position in `rows`.
-        slots: [ids] the slot of each id, ascending; empty if every slot has exactly one id.
-        row_slots: [ids] the slots again, by position in `rows`: those whose gradients each row sums.
+        sources: [pooled ids] where the row of each id outside of sequences is read, by slot: its number in the group's
+            variable or, for a sharded group, its position in `rows`.
+        slots: [pooled ids] the slot of each of them, ascending; empty if every slot has exactly one id.
+        row_slots: [ids] the slots of all ids, by position in `rows`: those whose gradients each row sums.
         row_positions: [ids] the position in `rows` that each of `row_slots` belongs to, ascending.
-        counts: [batch, features] float32, the number of ids in each slot, or the sum of their weights; [0, 0] if it is
-            always 1.
-        weights: [ids] float32, the weight of each id, by slot; empty if all weigh 1.
-        row_weights: [ids] float32, the weights again, in the order of `row_slots`.
+        counts: [batch, pooled features] float32, the number of ids in each slot, or the sum of their weights; [0, 0] if
+            it is always 1.
+        weights: [pooled ids] float32, the weight of each id, by slot; empty if all weigh 1.
+        row_weights: [ids] float32, the weight of each id, in the order of `row_slots`; empty if all weigh 1.
         per_holder: [workers] int32, how many of `rows` each worker holds; [1] if the group is not sharded.
+        steps: if the group has sequences, one array [batch * steps] of where the row of each step is read, like
+            `sources`. For padding that is row 0 or, in a sharded group, the position after the last one.
     """
 
     rows: Array
@@ -45,6 +49,7 @@ class Lookups(NamedTuple, Generic[Array]):
     weights: Array
     row_weights: Array
     per_holder: Array
+    steps: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,8 @@ class TableGroup:
     Few large operations take less time than many small ones: a step looks up, sums and updates rows once per group.
 
     Attributes:
-        features: the features that look up the tables. Features that share a table are in the same group.
+        features: the features that look up the tables, those of sequences last. Features that share a table are in the
+            same group.
         name: name of the group, distinct in the model.
     """
 
@@ -76,20 +82,40 @@ class TableGroup:
         """Number of rows of all tables together, over all workers."""
         return sum(table.rows for table in self.tables)
 
+    @cached_property
+    def pooled(self) -> tuple[CategoricalInput, ...]:
+        """The features outside of sequences, whose ids are pooled."""
+        return tuple(feature for feature in self.features if not feature.sequence)
+
+    @cached_property
+    def in_sequences(self) -> tuple[CategoricalInput, ...]:
+        """The features of sequences."""
+        return tuple(feature for feature in self.features if feature.sequence)
+
+    @property
+    def steps(self) -> int:
+        """Largest number of steps in a row of a batch, over all features of sequences."""
+        return sum(feature.hotness for feature in self.in_sequences)
+
     @property
     def has_wide_rows(self) -> bool:
-        """Whether wide weights are looked up by the rows of the deep tables: no table is shared, and all have some."""
-        return all(feature.wide != "no" and feature.table == feature.name for feature in self.features)
+        """Whether wide weights are looked up by the rows of the deep tables.
+
+        No table is shared, all have some, and they are pooled in both parts.
+        """
+        return all(
+            feature.wide != "no" and feature.table == feature.name and not feature.sequence for feature in self.features
+        )
 
     @property
     def has_lists(self) -> bool:
-        """Whether a feature may have more or fewer ids than one."""
-        return any(feature.multihot for feature in self.features)
+        """Whether a pooled feature may have more or fewer ids than one."""
+        return any(feature.multihot for feature in self.pooled)
 
     @cached_property
     def weighted(self) -> np.ndarray:
-        """[features] bool, whether the ids of each feature have weights."""
-        return np.array([bool(feature.weights) for feature in self.features])
+        """[pooled features] bool, whether the ids of each one have weights."""
+        return np.array([bool(feature.weights) for feature in self.pooled], bool)
 
     @property
     def has_weights(self) -> bool:
@@ -103,7 +129,7 @@ class TableGroup:
 
     def counts_shape(self, rows: int | None) -> tuple[int | None, int]:
         """Returns the shape of `Lookups.counts` for a batch of so many rows."""
-        return (rows, len(self.features)) if self.has_lists else (0, 0)
+        return (rows, len(self.pooled)) if self.has_lists else (0, 0)
 
     @cached_property
     def first_rows(self) -> dict[str, int]:
@@ -163,8 +189,12 @@ def group_wide(layout: InputSchema, deep: Sequence[TableGroup], large: int) -> t
     """
     shared = tuple(group for group in deep if group.has_wide_rows)
     done = {feature.name for group in shared for feature in group.features}
-    # A table per feature, and features that need not have a width.
-    apart = [replace(feature, table=feature.name, width=0) for feature in layout.wide if feature.name not in done]
+    # A table per feature, and features that need not have a width. The wide part sums over the steps of sequences.
+    apart = [
+        replace(feature, table=feature.name, width=0, sequence="")
+        for feature in layout.wide
+        if feature.name not in done
+    ]
     by_size = {"small": [one for one in apart if one.cardinality < large]}
     by_size["large"] = [one for one in apart if one.cardinality >= large]
     return (*shared, *(TableGroup(tuple(own), f"apart.{size}") for size, own in by_size.items() if own))
@@ -185,46 +215,78 @@ class LookupFinder:
         # and it is small beside the tables.
         self._numbers = np.zeros(group.rows, np.int32)
         self._lock = threading.Lock()
-        self._onehot = [layout.columns[feature.name] for feature in group.features if not feature.multihot]
-        self._multihot = [layout.columns[feature.name] for feature in group.features if feature.multihot]
+        pooled, in_sequences = group.pooled, group.in_sequences
+        self._onehot = [layout.columns[feature.name] for feature in pooled if not feature.multihot]
+        self._multihot = [layout.columns[feature.name] for feature in pooled if feature.multihot]
+        self._in_sequences = [layout.columns[feature.name] for feature in in_sequences]
+        self._newest_first = [layout.newest_first[feature.name] for feature in in_sequences]
+        self._first_steps = np.cumsum([0, *(feature.hotness for feature in in_sequences)])[:-1]  # [in_sequences]
+        self._first_rows = np.array([group.first_rows[feature.table] for feature in group.features], np.int64)
         weighted = [feature.name for feature in layout.weighted]
-        self._weights = [weighted.index(feature.name) for feature in group.features if feature.weights]
+        self._weights = [weighted.index(feature.name) for feature in pooled if feature.weights]
         # The place of each feature among the one-hot ones followed by the multi-hot ones.
-        self._order = np.argsort(np.argsort([feature.multihot for feature in group.features], kind="stable"))
+        self._order = np.argsort(np.argsort([feature.multihot for feature in pooled], kind="stable"))
 
     def find(self, ids: Ids) -> Lookups[np.ndarray]:
         """Returns what the group looks up for the ids of a batch."""
-        own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
-        if self._group.has_lists:
-            tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
-            lists = join_columns([*tables, ids.id_lists.select(self._multihot)])
-            return self._find_in_lists(lists.select(self._order.tolist()), ids.number_lists)
-        rows = (np.maximum(own, 0) + self._group.column_rows).reshape(-1)  # [batch * features] int64
+        group, batch = self._group, len(ids.onehot)
+        rows, slots, counts, weights = self._pooled(ids)
+        pooled, all_slots, all_weights = len(rows), slots, weights
+        step_slots = np.empty(0, np.int64)
+        if group.in_sequences:
+            step_rows, step_slots = self._in_steps(ids.id_lists)
+            rows = np.concatenate([rows, step_rows])
+            all_slots = slots if group.has_lists else np.arange(pooled)
+            all_slots = np.concatenate([all_slots, batch * len(group.pooled) + step_slots])
+            if group.has_weights:
+                all_weights = np.concatenate([weights, np.ones(len(step_rows), np.float32)])
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
         sources = positions if self._holders > 1 else rows
-        no_slots, no_counts, no_weights = np.empty(0, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32)
-        return Lookups(distinct, sources, no_slots, order, row_positions, no_counts, no_weights, no_weights, per_holder)
+        steps = np.full(batch * group.steps, len(distinct) if self._holders > 1 else 0)
+        steps[step_slots] = sources[pooled:]
+        return Lookups(
+            distinct,
+            sources[:pooled],
+            slots,
+            all_slots[order] if group.has_lists or group.in_sequences else order,
+            row_positions,
+            counts,
+            weights,
+            all_weights[order] if group.has_weights else weights,
+            per_holder,
+            (steps,) if group.in_sequences else (),
+        )
 
-    def _find_in_lists(self, lists: Lists, number_lists: Lists) -> Lookups[np.ndarray]:
-        """Returns what the group looks up for a list per feature, [batch, features], with the weights of a batch."""
-        slots = lists.cells()  # [ids]
-        first = [self._group.first_rows[feature.table] for feature in self._group.features]
-        rows = lists.values + np.tile(first, len(lists))[slots]
-        distinct, positions, per_holder = self._distinct(rows)
-        order, row_positions = _sorted_by(positions, len(distinct))
-        sources, counts = positions if self._holders > 1 else rows, lists.lengths.astype(np.float32)
+    def _pooled(self, ids: Ids) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the row of each id outside of sequences, and its slot, with the counts and weights of `Lookups`."""
+        group, first_rows = self._group, self._first_rows[: len(self._group.pooled)]
+        own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
         weights = np.empty(0, np.float32)
-        if self._group.has_weights:
-            weights = self._weights_of(slots, number_lists)
+        if not group.has_lists:
+            rows = (np.maximum(own, 0) + first_rows).reshape(-1)  # [batch * pooled features] int64
+            return rows, np.empty(0, np.int64), np.empty((0, 0), np.float32), weights
+        tables = [from_padded(own, [1] * len(self._onehot))] if self._onehot else []
+        lists = join_columns([*tables, ids.id_lists.select(self._multihot)]).select(self._order.tolist())
+        slots, counts = lists.cells(), lists.lengths.astype(np.float32)
+        rows = lists.values + np.tile(first_rows, len(lists))[slots]
+        if group.has_weights:
+            weights = self._weights_of(slots, ids.number_lists)
             sums = np.bincount(slots, weights, minlength=counts.size)
             counts = sums.reshape(counts.shape).astype(np.float32)
-        row_weights = weights[order] if len(weights) else weights
-        return Lookups(distinct, sources, slots, slots[order], row_positions, counts, weights, row_weights, per_holder)
+        return rows, slots, counts, weights
+
+    def _in_steps(self, id_lists: Lists) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the row of each id in sequences, and its slot among those of all steps, both [step ids] int64."""
+        lists, first_rows = id_lists.select(self._in_sequences), self._first_rows[len(self._group.pooled) :]
+        repeats = lists.lengths.reshape(-1)
+        first_slots = self._group.steps * np.arange(len(lists))[:, np.newaxis] + self._first_steps
+        slots = np.repeat(first_slots.reshape(-1), repeats) + from_newest(lists, self._newest_first)
+        return lists.values + np.repeat(np.tile(first_rows, len(lists)), repeats), slots
 
     def _weights_of(self, slots: np.ndarray, number_lists: Lists) -> np.ndarray:
         """Returns the weight of each id, [ids] float32, given their slots and the weights of a batch."""
-        is_weighted = self._group.weighted[slots % len(self._group.features)]
+        is_weighted = self._group.weighted[slots % len(self._group.pooled)]
         weights = np.ones(len(slots), np.float32)
         # The lists of the group's weighted features follow one another as their slots do.
         weights[is_weighted] = number_lists.select(self._weights).values

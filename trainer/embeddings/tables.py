@@ -2,7 +2,8 @@
 
 A step pools the rows that a batch looks up into one vector per feature, and differentiates everything after that (the
 model, the loss) with respect to these vectors. So no gradient has the size of a table, and none has room for padding:
-the cost of a list follows the ids in it.
+the cost of a list follows the ids in it. Only the rows of sequences are not pooled here, but by the model, which gets
+as many as there can be steps.
 """
 
 from collections.abc import Sequence
@@ -39,12 +40,15 @@ class Pooled(NamedTuple):
     """The embeddings of a batch, float32.
 
     Attributes:
-        deep: one [batch, features, width] tensor per group of tables.
+        deep: one [batch, pooled features, width] tensor per group of tables.
         wide: one [batch, outputs] tensor, the sum of the wide weights of each row's ids; none without a wide part.
+        steps: one [batch, steps, width] tensor per group with features of sequences: of each of them, the row of every
+            step, from the newest one on. For padding it is any row.
     """
 
     deep: tuple[tf.Tensor, ...]
     wide: tuple[tf.Tensor, ...]
+    steps: tuple[tf.Tensor, ...] = ()
 
 
 class EmbeddingTables(keras.layers.Layer):
@@ -162,12 +166,15 @@ class EmbeddingTables(keras.layers.Layer):
 
         def spec(group: TableGroup) -> Lookups[tf.TensorSpec]:
             # Known where every slot has one id: XLA compiles what depends on it only once.
-            size = None if rows is None or group.has_lists else rows * len(group.features)
-            ids = tf.TensorSpec([size], tf.int64)
+            size = None if rows is None or group.has_lists else rows * len(group.pooled)
+            pooled = tf.TensorSpec([size], tf.int64)
+            ids = numbers if group.in_sequences else pooled
             counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
             weights = tf.TensorSpec([None if group.has_weights else 0], tf.float32)
             per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
-            return Lookups(numbers, ids, numbers, ids, ids, counts, weights, weights, per_holder)
+            steps = tf.TensorSpec([None if rows is None else rows * group.steps], tf.int64)
+            of_steps = (steps,) if group.in_sequences else ()
+            return Lookups(numbers, pooled, numbers, ids, ids, counts, weights, weights, per_holder, of_steps)
 
         return tuple(spec(group) for group in self.groups)
 
@@ -204,29 +211,37 @@ class EmbeddingTables(keras.layers.Layer):
         deep = [
             self._sum_slots(self.groups[index], source, lookups[index]) for index, source in enumerate(sources.deep)
         ]
+        steps = [
+            self._steps(self.groups[index], source, lookups[index])
+            for index, source in enumerate(sources.deep)
+            if self.groups[index].in_sequences
+        ]
         wide = [
             tf.reduce_sum(self._sum_slots(self.groups[index], source, lookups[index]), axis=1)
             for index, source in zip(self._wide_groups, sources.wide, strict=True)
         ]
-        return Pooled(self._combined(deep, lookups), (tf.add_n(wide),) if wide else ())
+        return Pooled(self._combined(deep, lookups), (tf.add_n(wide),) if wide else (), tuple(steps))
 
     def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
         """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
-        deep = self._combined(gradients.deep, lookups)
-        of_deep = [self._sum_rows(index, slots, lookups) for index, slots in enumerate(deep)]
+        deep, steps = self._combined(gradients.deep, lookups), iter(gradients.steps)
+        of_deep = []
+        for index, slots in enumerate(deep):
+            parts = [slots, next(steps)] if self.groups[index].in_sequences else [slots]
+            of_deep.append(self._sum_rows(index, parts, lookups))
         of_wide = []
         for gradient in gradients.wide:
             for index in self._wide_groups:
                 batch, outputs = tf.shape(gradient)[0], gradient.shape[1]
-                slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(self.groups[index].features), outputs])
-                of_wide.append(self._sum_rows(index, slots, lookups))
+                slots = tf.broadcast_to(gradient[:, tf.newaxis], [batch, len(self.groups[index].pooled), outputs])
+                of_wide.append(self._sum_rows(index, [slots], lookups))
         return EmbeddingRows(tuple(of_deep), tuple(of_wide))
 
     def pool_padded(self, ids: tf.Tensor, weights: tf.Tensor | None = None) -> Pooled:
         """Looks up and pools ids in a graph without host code, as exports need it.
 
         Args:
-            ids: [batch, id columns] int32 or int64; padding is below 0.
+            ids: [batch, id columns] int32 or int64; padding is below 0. Sequences begin with their newest step.
             weights: [batch, weight columns] float32; None if no feature has weights.
         """
         if weights is None and self.layout.weighted:
@@ -235,15 +250,18 @@ class EmbeddingTables(keras.layers.Layer):
         found = [self._padded_rows(group, tf.cast(ids, tf.int64), weights) for group in self.groups]
         if any(self.is_sharded(group) for group in self.groups):
             raise ValueError("padded ids cannot be looked up in sharded tables")
-        deep = []
+        deep, steps = [], []
         for index, variable in enumerate(self.deep_variables):
-            rows, weights = found[index]
-            deep.append(self._pool_columns(self.groups[index], tf.gather(variable.value, rows), weights))
+            group, (numbers, of_ids) = self.groups[index], found[index]
+            rows, columns = tf.gather(variable.value, numbers), sum(feature.hotness for feature in group.pooled)
+            deep.append(self._pool_columns(group, rows[:, :columns], of_ids[:, :columns]))
+            if group.in_sequences:
+                steps.append(rows[:, columns:])
         wide = []
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
-            rows, weights = found[index]
-            wide.append(tf.reduce_sum(tf.gather(variable.value, rows) * weights, axis=1))
-        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else ())
+            numbers, of_ids = found[index]
+            wide.append(tf.reduce_sum(tf.gather(variable.value, numbers) * of_ids, axis=1))
+        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else (), tuple(steps))
 
     def _padded_rows(self, group: TableGroup, ids: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
@@ -267,11 +285,15 @@ class EmbeddingTables(keras.layers.Layer):
         return rows, tf.where(own >= 0, of_ids, 0.0)[:, :, tf.newaxis]
 
     def _pool_columns(self, group: TableGroup, rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """Pools rows [batch, columns, width], times their weights [batch, columns, 1]: [batch, features, width]."""
+        """Pools rows [batch, columns, width], times their weights [batch, columns, 1], of features not in sequences.
+
+        Returns:
+            [batch, pooled features, width].
+        """
         if not group.has_lists:
             return rows
         pooled, start = [], 0
-        for feature in group.features:
+        for feature in group.pooled:
             columns = slice(start, start + feature.hotness)
             total = tf.reduce_sum((rows * weights)[:, columns], axis=1)
             if self.combiner == "mean" and feature.multihot:
@@ -281,8 +303,10 @@ class EmbeddingTables(keras.layers.Layer):
         return tf.stack(pooled, axis=1)
 
     def _sum_slots(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
-        """Sums the rows that each slot looks up, [batch, features, width]."""
-        features = len(group.features)
+        """Sums the rows that each slot of pooled features looks up, [batch, pooled features, width]."""
+        features, width = len(group.pooled), source.shape[1]
+        if not features:
+            return tf.zeros([tf.shape(lookups.steps[0])[0] // group.steps, 0, width])
         per_id = tf.gather(source, lookups.sources)  # [ids, width]
         if group.has_weights:
             per_id *= lookups.weights[:, tf.newaxis]
@@ -291,12 +315,24 @@ class EmbeddingTables(keras.layers.Layer):
             sums = _sum_segments(per_id, lookups.slots, count)
             # The slots after the last one that has an id.
             per_id = tf.pad(sums, [[0, count - tf.shape(sums)[0]], [0, 0]])
-        return tf.reshape(per_id, [-1, features, source.shape[1]])
+        return tf.reshape(per_id, [-1, features, width])
 
-    def _sum_rows(self, index: int, slots: tf.Tensor, lookups: Sequence[Lookups]) -> tf.Tensor:
-        """Sums the gradients of the slots [batch, features, width] that look up each row of a group, [rows, width]."""
-        found, flat = lookups[index], tf.reshape(slots, [-1, slots.shape[-1]])
-        per_id = tf.gather(flat, found.row_slots)
+    def _steps(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
+        """Returns the row of each step of a group's sequences, [batch, steps, width]."""
+        if self.is_sharded(group):
+            source = tf.pad(source, [[0, 1], [0, 0]])  # a row for padding: a batch may have no other one
+        return tf.reshape(tf.gather(source, lookups.steps[0]), [-1, group.steps, source.shape[1]])
+
+    def _sum_rows(self, index: int, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tf.Tensor:
+        """Sums the gradients of the slots that look up each row of a group, [rows, width].
+
+        Args:
+            index: number of the group.
+            slots: gradients of its pooled features and, if it has sequences, of their steps, [batch, ..., width] each.
+            lookups: what each group looks up.
+        """
+        found, flat = lookups[index], [tf.reshape(own, [-1, own.shape[-1]]) for own in slots]
+        per_id = tf.gather(flat[0] if len(flat) == 1 else tf.concat(flat, axis=0), found.row_slots)
         if self.groups[index].has_weights:
             per_id *= found.row_weights[:, tf.newaxis]
         return _sum_segments(per_id, found.row_positions, tf.shape(found.rows)[0])

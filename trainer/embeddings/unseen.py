@@ -23,7 +23,7 @@ NULL_ONE_IN = 8  # of the replaced ids become null's, if null is as unknown as u
 
 def has_reserved_ids(spec: FeatureSpec) -> bool:
     """Return whether a categorical feature states the id of null or of unseen values."""
-    return any(feature.null_id is not None or feature.unseen_ids for feature in spec.onehot + spec.multihot)
+    return any(feature.null_id is not None or feature.unseen_ids for feature in spec.onehot + spec.id_lists)
 
 
 class _Numbers(NamedTuple):
@@ -42,7 +42,7 @@ class _Numbers(NamedTuple):
 
 @dataclass(frozen=True)
 class _Field:
-    """The features in "onehot" or "multihot" of a batch that state an id of null or of unseen values.
+    """The features in "onehot" or "id_lists" of a batch that state an id of null or of unseen values.
 
     Attributes:
         name: name of the field.
@@ -149,8 +149,8 @@ class UnseenIds:
 
     def __init__(self, spec: FeatureSpec, share: float, seed: int, sample: Callable[[], Batch]):
         self._share, self._seed, self._sample = share, seed, sample
-        onehot, multihot = _Field.of("onehot", spec.onehot), _Field.of("multihot", spec.multihot)
-        self._fields = [field for field in (onehot, multihot) if len(field.columns)]
+        onehot, lists = _Field.of("onehot", spec.onehot), _Field.of("id_lists", spec.id_lists)
+        self._fields = [field for field in (onehot, lists) if len(field.columns)]
         self._numbers = [
             _Numbers(slot, onehot.features.index(feature.unseen_with), feature.unseen_value)
             for slot, feature in enumerate(spec.numerical)

@@ -18,7 +18,8 @@ class Port:
     Attributes:
         name: tensor name of the feature or task (see `tensor_names`).
         dtype: "int32" or "float32".
-        width: 1, or max_hotness of a multi-hot feature or its weights, or the number of classes of a multi-class task.
+        width: 1; max_hotness of a multi-hot feature or its weights, or of a feature of a sequence; or the number of
+            classes of a multi-class task.
     """
 
     name: str
@@ -27,10 +28,11 @@ class Port:
 
 
 def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
-    """Returns one input per feature: ids (multi-hot rows are padded with -1), their weights, and numbers."""
+    """Returns one input per feature: ids (lists are padded with -1), weights, numbers of steps, and numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
     weights = (Port(columns.weights, "float32", columns.hotness) for columns in layout.weighted)
-    return (*ids, *weights, *(Port(name, "float32", 1) for name in layout.numerical))
+    numbers = (Port(name, "float32", places.stop - places.start) for name, places in layout.sequence_numbers.items())
+    return (*ids, *weights, *numbers, *(Port(name, "float32", 1) for name in layout.numerical))
 
 
 def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
@@ -42,6 +44,7 @@ def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarr
     """Splits a model's input matrices into one array per input of `inputs_of`."""
     named = {columns.name: inputs.ids[:, columns.start : columns.stop] for columns in layout.categorical}
     named |= {columns.weights: inputs.weights[:, places] for columns, places in layout.weighted.items()}
+    named |= {name: inputs.numbers[:, places] for name, places in layout.sequence_numbers.items()}
     return named | {name: inputs.numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 

@@ -71,21 +71,24 @@ def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return ModelInputs(layout.padded(batch.ids)[real], batch.numerical[real], layout.padded_weights(batch.ids)[real])
+    return ModelInputs(*(matrix[real] for matrix in layout.model_inputs(batch.ids, batch.numerical)))
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
-    """Generates random valid ids, multi-hot rows of random lengths, weights in [0, 1), and normal numbers."""
+    """Generates random valid ids, lists of random lengths, weights in [0, 1), and normal numbers."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.id_columns), np.int32)
+    of_sequence = {sequence.name: rng.integers(0, sequence.length + 1, (rows, 1)) for sequence in layout.sequences}
     for columns in layout.categorical:
         drawn = rng.integers(0, columns.cardinality, (rows, columns.hotness))
         if columns.multihot:
-            lengths = rng.integers(0, columns.hotness + 1, (rows, 1))
+            lengths = of_sequence.get(columns.sequence)
+            lengths = rng.integers(0, columns.hotness + 1, (rows, 1)) if lengths is None else lengths
             drawn = np.where(np.arange(columns.hotness) < lengths, drawn, PAD)
         ids[:, columns.start : columns.stop] = drawn
     numerical = rng.normal(size=(rows, len(layout.numerical))).astype(np.float32)
-    return ModelInputs(ids, numerical, rng.random((rows, layout.weight_columns), np.float32))
+    weights = rng.random((rows, layout.weight_columns), np.float32)
+    return ModelInputs(ids, numerical, weights, rng.normal(size=(rows, layout.number_columns)).astype(np.float32))
 
 
 def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> ComparedRows:

@@ -50,7 +50,7 @@ class Interaction(keras.layers.Layer):
 
         Args:
             deep: embeddings of each group of tables, [batch, features, width] float32.
-            numerical: [batch, numerical] float32.
+            numerical: [batch, InputSchema.deep_numerical] float32.
             context: None outside training.
         """
         return Interacted(side_by_side(deep, numerical))
@@ -94,7 +94,7 @@ class Dot(Interaction):
         width = self.layout.widest
         self.projections = Projections(self.layout, self.config)
         self.numbers = None
-        if self.layout.numerical:
+        if self.layout.deep_numerical:
             self.numbers = MLP((*self.options.numerical_hidden_units, width), self.config, name="numerical")
 
     def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
@@ -132,7 +132,7 @@ class FactorizationMachine(Interaction):
         vectors = self.projections(deep)
         total = tf.reduce_sum(vectors, axis=1)
         squares = tf.reduce_sum(tf.square(vectors), axis=1)
-        if self.layout.numerical:
+        if self.layout.deep_numerical:
             total += self.vectors(numerical)
             squares += tf.linalg.matmul(tf.square(numerical), tf.square(self.vectors.kernel.value))
         pairs = (tf.square(total) - squares) / 2  # [batch, width]

@@ -10,9 +10,10 @@ import tensorflow as tf
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Pooled
-from trainer.layout import InputSchema
-from trainer.models.interactions import INTERACTIONS
+from trainer.layout import InputSchema, ModelInputs, SequenceSteps
+from trainer.models.interactions import INTERACTIONS, Interacted
 from trainer.models.network import Network
+from trainer.models.sequences import Sequences, steps_of
 from trainer.models.step_context import StepContext
 from trainer.models.weights import named
 from trainer.variables import TableRows
@@ -24,6 +25,8 @@ class RankingModel(keras.Model):
     logits = network(interaction(embeddings, numerical))  [+ b + sum of the IDs' wide weights + numerical @ k]
 
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
+    Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
+    one number each, which only the network sees.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
@@ -57,12 +60,18 @@ class RankingModel(keras.Model):
             shape = (len(layout.numerical), wide_outputs)
             self.wide_weights += [self.add_weight(shape=shape, initializer="zeros", name="wide_numerical")]
             self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
+        self.sequences = Sequences(options, layout, self.embeddings.deep_groups, network.dense_config)
         self.interaction = INTERACTIONS[options.interaction](options, layout, network.outputs, network.dense_config)
         self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
         self.built = True
         with keras.name_scope(self.name, caller=self):  # layers create their weights when they are first called
-            deep = [tf.zeros((1, len(group.features), group.width)) for group in self.embeddings.deep_groups]
-            network.call(self.interaction(deep, tf.zeros((1, len(layout.numerical)))).x)
+            groups = self.embeddings.deep_groups
+            deep = [tf.zeros((1, len(group.pooled), group.width)) for group in groups]
+            steps = [tf.zeros((1, group.steps, group.width)) for group in groups if group.in_sequences]
+            sequences = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), self.sequence_specs(1))
+            network.call(
+                self.deep_input(Pooled(tuple(deep), (), tuple(steps)), tf.zeros((1, len(layout.numerical))), sequences)
+            )
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -72,12 +81,13 @@ class RankingModel(keras.Model):
     @property
     def shared_weights(self) -> list[keras.Variable]:
         """Dense weights that are trained by several tasks, those nearest to the tasks last."""
-        return [*self.interaction.trainable_variables, *self.network.shared_weights]
+        below = [*self.sequences.trainable_variables, *self.interaction.trainable_variables]
+        return [*below, *self.network.shared_weights]
 
     @property
     def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights of the interaction and of the network."""
-        layers = [self.interaction, *self._network_layers]
+        """Trainable weights of the sequences' encoders, of the interaction and of the network."""
+        layers = [self.sequences, self.interaction, *self._network_layers]
         return [weight for layer in layers for weight in layer.trainable_variables]
 
     @property
@@ -92,17 +102,53 @@ class RankingModel(keras.Model):
         """Number of parameters, including the rows of sharded tables on other workers."""
         return sum(math.prod(weight.shape) for weight in self.weights_by_name.values())
 
+    def sequence_specs(self, rows: int | None) -> tuple[SequenceSteps, ...]:
+        """Returns the types of `InputSchema.steps` as tensors; `rows` is the number of rows, None if it varies."""
+        return tuple(
+            SequenceSteps(
+                tf.TensorSpec([rows, sequence.length], tf.float32),
+                tf.TensorSpec([rows, sequence.length, len(sequence.numbers)], tf.float32),
+            )
+            for sequence in self.layout.sequences
+        )
+
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
         """Returns the embeddings of a batch. A collective if tables are sharded."""
         return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
 
-    def deep_input(self, embedded: Pooled, numerical: tf.Tensor) -> tf.Tensor:
+    def deep_input(self, embedded: Pooled, numerical: tf.Tensor, sequences: Sequence[SequenceSteps] = ()) -> tf.Tensor:
         """Returns the input of the network, [batch, ModelOptions.network_width] float32."""
-        return self.interaction(embedded.deep, numerical).x
+        return self._interacted(embedded, numerical, sequences, None).x
 
-    def logits(self, embedded: Pooled, numerical: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Computes logits [batch, outputs] float32 from embeddings. In training, the context collects penalties."""
-        interacted = self.interaction(embedded.deep, numerical, context=context)
+    def _interacted(
+        self,
+        embedded: Pooled,
+        numerical: tf.Tensor,
+        sequences: Sequence[SequenceSteps],
+        context: StepContext | None,
+    ) -> Interacted:
+        deep, numbers = self.sequences(embedded, numerical, sequences, context=context)
+        return self.interaction(deep, numbers, context=context)
+
+    def logits(
+        self,
+        embedded: Pooled,
+        numerical: tf.Tensor,
+        sequences: Sequence[SequenceSteps] = (),
+        context: StepContext | None = None,
+    ) -> tf.Tensor:
+        """Computes logits from embeddings. In training, the context collects penalties.
+
+        Args:
+            embedded: the embeddings.
+            numerical: [batch, numerical] float32.
+            sequences: the steps of each sequence.
+            context: None outside training.
+
+        Returns:
+            [batch, outputs] float32.
+        """
+        interacted = self._interacted(embedded, numerical, sequences, context)
         logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
         if self.wide_weights:
             slopes, bias = self.wide_weights
@@ -112,13 +158,21 @@ class RankingModel(keras.Model):
             self.network.add_penalties(logits, context)
         return logits
 
-    def call(self, ids: tf.Tensor, numerical: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self,
+        ids: tf.Tensor,
+        numerical: tf.Tensor,
+        weights: tf.Tensor | None = None,
+        numbers: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32, outside training.
 
         Args:
-            ids, numerical, weights: see `ModelInputs`; no weights are needed if the ids of no feature have any.
+            ids, numerical, weights, numbers: see `ModelInputs`; no weights are needed if the ids of no feature have
+                any, and no numbers if no sequence has any.
         """
-        return self.logits(self.embeddings.pool_padded(ids, weights), numerical)
+        ids, sequences = steps_of(self.layout, ModelInputs(ids, numerical, weights, numbers))
+        return self.logits(self.embeddings.pool_padded(ids, weights), numerical, sequences)
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:

@@ -6,10 +6,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.loading.batch import Ids
 from tests.trainer.small_models import unpadded
-from trainer.embeddings.groups import LookupFinder, group_tables
+from trainer.embeddings.groups import LookupFinder, TableGroup, group_tables
 from trainer.embeddings.tables import EmbeddingTables, Pooled
-from trainer.layout import CategoricalInput, InputSchema
+from trainer.layout import CategoricalInput, InputSchema, SequenceInput
 from trainer.process import device
 
 LARGE = 20
@@ -17,7 +18,10 @@ LARGE = 20
 
 @st.composite
 def layouts(draw: st.DrawFn) -> InputSchema:
-    """Features with one id or a list, some with weights or a shared table, of a few widths, small and large."""
+    """Features with one id or a list, some with weights or a shared table, of a few widths, small and large.
+
+    Some are in sequences of one or two features.
+    """
     features, start = list[CategoricalInput](), 0
     for index in range(draw(st.integers(1, 6))):
         hotness = draw(st.integers(1, 4))
@@ -29,17 +33,29 @@ def layouts(draw: st.DrawFn) -> InputSchema:
         weights = draw(st.sampled_from(["", f"weights of f{index}"])) if multihot else ""
         features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size, wide=wide, weights=weights))
         start += hotness
-    return InputSchema(tuple(features), ())
+    sequences = []
+    for number in range(draw(st.integers(0, 2))):
+        length, names = draw(st.integers(1, 5)), [f"s{number}f{index}" for index in range(draw(st.integers(1, 2)))]
+        sequences.append(SequenceInput(f"s{number}", length, "sum", tuple(names), newest_first=draw(st.booleans())))
+        for name in names:
+            shared = draw(st.sampled_from([None, *(own for own in features if own.wide != "only")]))
+            size = (30, 2) if shared is None else (shared.cardinality, shared.width, shared.table)
+            wide = draw(st.sampled_from(["too", "no"]))
+            features.append(CategoricalInput(name, start, length, True, *size, wide=wide, sequence=f"s{number}"))
+            start += length
+    return InputSchema(tuple(features), (), tuple(sequences))
 
 
 def draw_ids(layout: InputSchema, rows: int, seed: int) -> np.ndarray:
     """Ids [rows, id columns] int32, skewed, with padding at the end of lists."""
     rng = np.random.default_rng(seed)
     columns = []
+    lengths = {sequence.name: rng.integers(0, sequence.length + 1, (rows, 1)) for sequence in layout.sequences}
     for feature in layout.categorical:
         ids = (feature.cardinality * rng.random((rows, feature.hotness)) ** 3).astype(np.int32)
         if feature.multihot:
-            ids[np.arange(feature.hotness) >= rng.integers(0, feature.hotness + 1, (rows, 1))] = -1
+            own = lengths[feature.sequence] if feature.sequence else rng.integers(0, feature.hotness + 1, (rows, 1))
+            ids[np.arange(feature.hotness) >= own] = -1
         columns.append(ids)
     return np.concatenate(columns, axis=1)
 
@@ -76,11 +92,39 @@ def pooled_by_hand(
             total = sum(weight for _, weight in present)
             for number, weight in present if total else []:
                 share = weight / total if tables.combiner == "mean" else weight
-                if feature.wide != "only":
+                if feature.wide != "only" and not feature.sequence:
                     deep[feature.name][row] += share * values[f"deep.{feature.table}"][number]
                 if feature.wide != "no":
                     wide[row] += weight * values[f"wide.{feature.name}"][number]
     return deep, wide
+
+
+def from_newest_by_hand(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
+    """The same ids, where the lists of sequences begin with their newest step."""
+    ids = ids.copy()
+    for feature in layout.categorical:
+        if feature.sequence and not layout.newest_first[feature.name]:
+            for own in ids[:, feature.start : feature.stop]:
+                count = (own >= 0).sum()
+                own[:count] = own[:count][::-1].copy()
+    return ids
+
+
+def steps_by_hand(tables: EmbeddingTables, ids: np.ndarray) -> list[list[tuple[int, int, np.ndarray]]]:
+    """For each group with sequences: row, number of the step in the group, and the step's embedding."""
+    values = {name.removeprefix("embeddings/deep."): table.numpy() for name, table in tables.tables().items()}
+    found = []
+    for group in tables.deep_groups:
+        steps, first = [], 0
+        for feature in group.features:
+            if feature.sequence:
+                for row, own in enumerate(ids[:, feature.start : feature.stop]):
+                    present = [number for number in own if number >= 0]
+                    newest = present if tables.layout.newest_first[feature.name] else present[::-1]
+                    steps += [(row, first + place, values[feature.table][n]) for place, n in enumerate(newest)]
+                first += feature.hotness
+        found += [steps] if first else []
+    return found
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,12 +133,18 @@ def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     tables, ids, weights = make(layout, combiner), draw_ids(layout, rows, seed), draw_weights(layout, rows, seed)
     deep, wide = pooled_by_hand(tables, ids, weights)
     lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids, weights)))
-    padded = tables.pool_padded(tf.constant(ids), tf.constant(weights))
+    padded = tables.pool_padded(tf.constant(from_newest_by_hand(layout, ids)), tf.constant(weights))
+    steps = steps_by_hand(tables, ids)
     for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), padded):
         np.testing.assert_allclose(sum(pooled.wide), wide, atol=1e-5)
-        for group, found in zip(tables.groups, pooled.deep, strict=False):
-            expected = np.stack([deep[feature.name] for feature in group.features], axis=1)
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+        for group, found in zip(tables.deep_groups, pooled.deep, strict=True):
+            expected = [deep[feature.name] for feature in group.features if not feature.sequence]
+            assert found.shape == (rows, len(expected), group.width)
+            if expected:
+                np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-5)
+        for found, expected in zip(pooled.steps, steps, strict=True):
+            for row, step, value in expected:
+                np.testing.assert_allclose(found[row, step], value, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,10 +154,16 @@ def test_gradients_of_rows_equal_those_of_whole_tables(layout, rows, combiner, s
     weights = draw_weights(layout, rows, seed)
     variables = [variable.value for _, variable in tables.group_variables]
     with tf.GradientTape() as tape:
-        padded = tables.pool_padded(tf.constant(ids), tf.constant(weights))
-        factors = tf.nest.map_structure(lambda x: tf.constant(rng.normal(size=x.shape), tf.float32), padded)
+        padded = tables.pool_padded(tf.constant(from_newest_by_hand(layout, ids)), tf.constant(weights))
+        factors = tf.nest.map_structure(lambda x: rng.normal(size=x.shape).astype(np.float32), padded)
+        for own, steps in zip(factors.steps, steps_by_hand(tables, ids), strict=True):
+            present = np.zeros(own.shape[:2], bool)
+            for row, step, _ in steps:
+                present[row, step] = True
+            own[~present] = 0  # the rows that padding reads get no gradient
+        factors = tf.nest.map_structure(tf.constant, factors)
         products = tf.nest.map_structure(lambda x, y: tf.reduce_sum(x * y), padded, factors)
-        total = tf.add_n([*products.deep, *products.wide]) if products.deep or products.wide else tf.zeros(())
+        total = tf.add_n([tf.zeros(()), *products.deep, *products.wide, *products.steps])
     whole = [tf.convert_to_tensor(gradient).numpy() for gradient in tape.gradient(total, variables)]
     lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids, weights)))
     spread = tables.spread(Pooled(*factors), lookups)
@@ -171,6 +227,11 @@ def test_a_slot_without_ids_costs_nothing():
     assert len(found.sources) == len(found.row_slots) == len(found.row_positions) == 3
 
 
+def step_ids_of(ids: Ids, layout: InputSchema, group: TableGroup) -> int:
+    """The number of ids in the sequences of a group."""
+    return sum(ids.id_lists.lengths[:, layout.columns[own.name]].sum() for own in group.features if own.sequence)
+
+
 @settings(max_examples=60, deadline=None)
 @given(layouts(), st.integers(0, 9), st.integers(1, 4), st.integers(0, 2**16))
 def test_rows_are_sorted_by_the_worker_that_holds_them(layout, rows, holders, seed):
@@ -184,6 +245,12 @@ def test_rows_are_sorted_by_the_worker_that_holds_them(layout, rows, holders, se
         np.testing.assert_array_equal(sources, alone.sources)
         np.testing.assert_array_equal(found.slots, alone.slots)
         np.testing.assert_array_equal(found.weights, alone.weights)
+        for own, expected in zip(found.steps, alone.steps, strict=True):
+            # Padding reads row 0, or the row after those that are fetched.
+            is_padding = own == len(found.rows) if holders > 1 else np.zeros(len(own), bool)
+            read = np.append(found.rows, 0)[own] if holders > 1 else own
+            np.testing.assert_array_equal(read, expected)
+            assert is_padding.sum() == (rows * group.steps - step_ids_of(ids, layout, group) if holders > 1 else 0)
         weights = [own.row_weights if group.has_weights else own.row_slots for own in (found, alone)]
         pairs = [
             sorted(zip(own.rows[own.row_positions], own.row_slots, weight, strict=True))

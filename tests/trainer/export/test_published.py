@@ -76,7 +76,6 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     from trainer.checkpoint.load_model import load_model
     from trainer.export.onnx_file import load_onnx
     from trainer.export.saved_model_folder import load_signatures
-    from trainer.layout import ModelInputs
 
     saved = load_model(trained / model / "model")
     ways = [load_signatures(exported / "savedmodel")["serving_default"], load_onnx(exported / "onnx" / "model.onnx")]
@@ -84,7 +83,7 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     for rows in (1, 64, 4096):
         with contextlib.closing(ParquetLoader(spec, "test", global_batch_size=rows, shuffle=False).epoch(0)) as batches:
             batch = next(batches)
-        inputs = ModelInputs(saved.layout.padded(batch.ids), batch.numerical, saved.layout.padded_weights(batch.ids))
+        inputs = saved.layout.model_inputs(batch.ids, batch.numerical)
         logits = saved.model(*inputs).numpy().astype(np.float64)
         for predict in ways:
             predictions = predict(named_inputs(saved.layout, inputs))
