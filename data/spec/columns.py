@@ -15,19 +15,12 @@ from data.spec.features import (
     NUMERICAL,
     ONEHOT,
     SAMPLE_WEIGHT,
+    SEQUENCE,
     Feature,
     exact_integers,
 )
 
-DEFAULT_DTYPES = {
-    ONEHOT: "int64",
-    MULTIHOT: "int64",
-    NUMERICAL: "float32",
-    LABEL: "float32",
-    MAP: "int64",
-    SAMPLE_WEIGHT: "float32",
-    LIST_WEIGHTS: "float32",
-}
+LIST_KINDS = (MULTIHOT, SEQUENCE, LIST_WEIGHTS)
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -91,9 +84,11 @@ class Column:
     Attributes:
         name: name of the feature.
         kind: channel of the feature, `SAMPLE_WEIGHT`, `LIST_WEIGHTS`, or None for a column that training does not use.
-        type: Arrow type in which the column is written; a list type for multi-hot features and their weights.
+        type: Arrow type in which the column is written; a list type for multi-hot features, their weights and features
+            of sequences.
         feature: entry of the feature in the specification.
         ids: for weights of ids, used or not, the feature that has these ids; otherwise None.
+        steps: for a feature of a sequence, except for the first one, the first feature; its lists are equally long.
     """
 
     name: str
@@ -101,6 +96,12 @@ class Column:
     type: pa.DataType
     feature: Feature
     ids: Feature | None = None
+    steps: Feature | None = None
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether values, or the items of lists, are ids of a categorical feature."""
+        return has_ids(self.kind, self.feature)
 
     @property
     def expected(self) -> str:
@@ -112,19 +113,18 @@ class Column:
     @property
     def expected_type(self) -> str:
         """The parquet types that can be read, in words."""
-        if self.kind in (ONEHOT, MULTIHOT, MAP):
-            return "lists of integers" if self.kind == MULTIHOT else "integers"
-        return "lists of numbers" if self.kind == LIST_WEIGHTS else "numbers"
+        values = "integers" if self.has_ids or self.kind == MAP else "numbers"
+        return f"lists of {values}" if self.kind in LIST_KINDS else values
 
     def accepts(self, stored: pa.DataType) -> bool:
         """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
-        if is_list(stored) != (self.kind in (MULTIHOT, LIST_WEIGHTS)):
+        if is_list(stored) != (self.kind in LIST_KINDS):
             return False
         item = stored.value_type if is_list(stored) else stored
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
-        if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):
+        if self.has_ids and pa.types.is_floating(item):
             return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
         if self.kind == LABEL and self.feature.is_binary and pa.types.is_boolean(item):
             return True
@@ -136,7 +136,7 @@ class Column:
         feature = self.feature
         last = (feature.cardinality or 0) - 1
         may_miss = feature.missing == "ignore"
-        if self.kind in (ONEHOT, MULTIHOT):
+        if self.has_ids:
             return Domain(0, last, is_whole=True)
         if self.kind == MAP:
             return GROUPS
@@ -156,18 +156,24 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     neither dtype nor cardinality is text.
     """
     feature, kind = spec.features[name], _kind(spec, name)
-    dtype = feature.dtype or (DEFAULT_DTYPES[kind] if kind else None)
+    default = "int64" if has_ids(kind, feature) or kind == MAP else "float32"
+    dtype = feature.dtype or (default if kind else None)
     if dtype is None and feature.cardinality is None:
         return Column(name, kind, pa.string(), feature)
-    if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
-        dtype = DEFAULT_DTYPES[kind]
+    if has_ids(kind, feature) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
+        dtype = default
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
     has_list_keys = feature.max_hotness is not None or feature.weights is not None
-    is_list = kind in (MULTIHOT, LIST_WEIGHTS) or (kind is None and has_list_keys)
+    is_list = kind in LIST_KINDS or (kind is None and has_list_keys)
     ids = spec.ids_of_weights.get(name)
     if ids is not None and ids not in spec.multihot:
         kind = None
-    return Column(name, kind, pa.list_(item) if is_list else item, feature, ids)
+    return Column(name, kind, pa.list_(item) if is_list else item, feature, ids, spec.first_steps.get(name))
+
+
+def has_ids(kind: str | None, feature: Feature) -> bool:
+    """Returns whether a column of this kind has ids, or lists of ids."""
+    return kind in (ONEHOT, MULTIHOT) or (kind == SEQUENCE and feature.cardinality is not None)
 
 
 def as_numbers(values: pa.Array) -> pa.Array:
@@ -200,12 +206,19 @@ def _expected_label(feature: Feature) -> str:
     return words + (" (or nothing)" if feature.missing == "ignore" else "")
 
 
+def _expected_ids(feature: Feature) -> str:
+    return f'a list of ids in [0, {feature.cardinality}) such as "[1, 2]"'
+
+
 _EXPECTED = {
     ONEHOT: lambda feature: f"an id in [0, {feature.cardinality})",
-    MULTIHOT: lambda feature: f'a list of ids in [0, {feature.cardinality}) such as "[1, 2]"',
+    MULTIHOT: _expected_ids,
     NUMERICAL: lambda feature: "a finite number",
     LABEL: _expected_label,
     MAP: lambda feature: "an integer",
+    SEQUENCE: lambda feature: (
+        _expected_ids(feature) if feature.cardinality else 'a list of finite numbers such as "[0.5, -1]"'
+    ),
     SAMPLE_WEIGHT: lambda feature: "a finite number of at least 0",
     LIST_WEIGHTS: lambda feature: 'a list of finite numbers of at least 0 such as "[0.5, 1]"',
 }
