@@ -1,6 +1,7 @@
 """The columns of a dataset: their types in files, and the values that training accepts in them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +78,28 @@ class Domain:
 GROUPS = Domain(INT64.min, INT64.max, is_whole=True)  # the values of a map feature
 
 
+class Alignment(NamedTuple):
+    """How to say that lists have more or fewer items than those that they belong to.
+
+    Attributes:
+        what: what is wrong.
+        others: items of the lists that they belong to.
+        items: items of the lists themselves.
+        expected: what was expected instead.
+    """
+
+    what: str
+    others: str
+    items: str
+    expected: str
+
+
+ALIGNMENTS = {
+    LIST_WEIGHTS: Alignment("more or fewer weights than ids", "ids", "weights", "a weight for each id"),
+    SEQUENCE: Alignment("more or fewer values than steps", "steps", "values", "a value for each step"),
+}
+
+
 @dataclass(frozen=True)
 class Column:
     """A feature as stored in files.
@@ -87,16 +110,17 @@ class Column:
         type: Arrow type in which the column is written; a list type for multi-hot features, their weights and features
             of sequences.
         feature: entry of the feature in the specification.
-        ids: for weights of ids, used or not, the feature that has these ids; otherwise None.
-        steps: for a feature of a sequence, except for the first one, the first feature; its lists are equally long.
+        aligned_with: the feature whose lists have as many items in every row: for weights of ids, used or not, the
+            feature that has these ids; for a feature of a sequence, the first one of the sequence, except for itself.
+        longest: number of items to which lists are cut, or None if there is no limit, or no list.
     """
 
     name: str
     kind: str | None
     type: pa.DataType
     feature: Feature
-    ids: Feature | None = None
-    steps: Feature | None = None
+    aligned_with: Feature | None = None
+    longest: int | None = None
 
     @property
     def has_ids(self) -> bool:
@@ -165,10 +189,14 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
     has_list_keys = feature.max_hotness is not None or feature.weights is not None
     is_list = kind in LIST_KINDS or (kind is None and has_list_keys)
+    column = pa.list_(item) if is_list else item
+    if (sequence := spec.sequence_of.get(name)) is not None:
+        other = None if name == sequence.features[0] else spec.features[sequence.features[0]]
+        return Column(name, kind, column, feature, other, sequence.length)
     ids = spec.ids_of_weights.get(name)
     if ids is not None and ids not in spec.multihot:
         kind = None
-    return Column(name, kind, pa.list_(item) if is_list else item, feature, ids, spec.first_steps.get(name))
+    return Column(name, kind, column, feature, ids, (ids or feature).max_hotness)
 
 
 def has_ids(kind: str | None, feature: Feature) -> bool:

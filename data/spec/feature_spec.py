@@ -240,9 +240,9 @@ class FeatureSpec:
         return tuple(feature for feature in steps if feature.cardinality is None)
 
     @cached_property
-    def first_steps(self) -> dict[str, Feature]:
-        """{name of a feature of a sequence: the sequence's first feature}, for all but the first features."""
-        return {name: self.features[each.features[0]] for each in self.sequences for name in each.features[1:]}
+    def sequence_of(self) -> dict[str, FeatureSequence]:
+        """{feature name: the sequence that it belongs to}."""
+        return {name: sequence for sequence in self.sequences for name in sequence.features}
 
     @property
     def id_lists(self) -> tuple[Feature, ...]:

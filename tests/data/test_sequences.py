@@ -190,10 +190,11 @@ def test_columns_of_sequences(tmp_path: Path) -> None:
     assert columns["seen_score"].domain == Domain()
     assert columns["clicked"].expected == 'a list of ids in [0, 100) such as "[1, 2]", int64'
     assert columns["seen_score"].expected == 'a list of finite numbers such as "[0.5, -1]", float32'
-    steps = {name: column.steps.name if column.steps else None for name, column in columns.items()}
-    assert steps == {
+    first = {name: column.aligned_with.name if column.aligned_with else None for name, column in columns.items()}
+    assert first == {
         "clicked": None, "clicked_kind": "clicked", "clicked_age": "clicked", "seen_score": None, "seen": "seen_score",
     }  # fmt: skip
+    assert [column.longest for column in columns.values()] == [5, 5, 5, 2, 2]
     for stored, takes_ids, takes_numbers in (
         (pa.list_(pa.int32()), True, True),
         (pa.large_list(pa.float32()), True, True),
