@@ -45,14 +45,18 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
-    """Raises DataError if multi-hot lists do not fit in memory, or the rows do not fit on the disk."""
+    """Raises DataError if lists do not fit in memory, or the rows do not fit on the disk."""
     block = min(rows, BLOCK_ROWS)
-    for feature in spec.multihot:
-        # Lists have max_hotness / 2 ids on average, drawn as float64 (8 bytes) and stored in at most 8 bytes, as are
-        # their weights.
+    lists = [
+        (f"feature {feature.name!r}", feature.max_hotness or 0, 1 if feature.weights is None else 2)
+        for feature in spec.multihot
+    ]
+    lists += [(f"sequence {each.name!r}", each.length, len(each.features)) for each in spec.sequences]
+    for name, longest, columns in lists:
+        # Lists have longest / 2 items on average, drawn as float64 (8 bytes) and stored in at most 8 bytes.
         check_fits(
-            block * (feature.max_hotness or 0) // 2 * 8 * (1 if feature.weights is None else 2),
-            f"{output}: feature {feature.name!r}, with up to {feature.max_hotness:,} ids in each of {block:,} rows,",
+            block * longest // 2 * 8 * columns,
+            f"{output}: {name}, with up to {longest:,} ids in each of {block:,} rows,",
             "lower its max_hotness in the specification, or --size",
         )
     # Lower bound: one digit and one separator per cell.

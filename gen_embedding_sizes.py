@@ -33,17 +33,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
     """Returns {categorical feature: width}: `embedding_dim` if stated, else from the cardinality, up to `max_size`."""
-    features = spec.onehot + spec.multihot
     return {
         feature.name: feature.embedding_dim or min(max_size, default_dim(feature.cardinality or 1))
-        for feature in features
+        for feature in spec.categorical
     }
 
 
 def random_sizes(spec: FeatureSpec, max_size: int, seed: int) -> dict[str, int]:
     """Returns {categorical feature: width} with widths drawn uniformly from [1, max_size]."""
     rng = np.random.default_rng(seed)
-    return {feature.name: int(rng.integers(1, max_size + 1)) for feature in spec.onehot + spec.multihot}
+    return {feature.name: int(rng.integers(1, max_size + 1)) for feature in spec.categorical}
 
 
 def _write(sizes: dict[str, int], path: Path) -> None:

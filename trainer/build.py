@@ -95,7 +95,7 @@ def start_at_base_rates(config: Options, model: RankingModel, spec: FeatureSpec)
     columns = {label.name: label for label in spec.labels}
     if spec.sample_weight is not None:
         columns[spec.sample_weight.name] = spec.sample_weight
-    only_labels = replace(spec, features=columns, channels={LABEL: spec.channels[LABEL]})
+    only_labels = replace(spec, features=columns, channels={LABEL: spec.channels[LABEL]}, sequences=())
     sample = draw_sample(ParquetReader(only_labels, config.data.train_mapping), max_read=max_read(only_labels))
     if config.training.negatives == "logit":
         without_negative_factor(spec)(sample, 0)

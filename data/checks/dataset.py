@@ -25,7 +25,7 @@ from data.files.values import (
 )
 from data.loading.parquet import row_group_rows
 from data.preprocess.findings import MappingCounts
-from data.spec.columns import Column, as_numbers, describe_column, dtype_name, is_list
+from data.spec.columns import ALIGNMENTS, Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, NUMERICAL, Chunk
@@ -103,7 +103,7 @@ class MappingSummary:
         labels: {label name: statistics of its values}.
         beyond_float16: {column name: its values that overflow float16}, for columns that have any.
         counts: counts of its values, from which oddities are found; None to count nothing.
-        lengths: {column name: lengths of its lists}, for ids and weights that are in different chunks.
+        lengths: {column name: lengths of its lists}, of those that belong together but are in different chunks.
     """
 
     rows: int = 0
@@ -117,7 +117,8 @@ class MappingSummary:
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
     """Scans all files of a mapping once and yields the findings.
 
-    Memory is bounded by a batch of rows, and 16 bytes per row for each feature whose weights are in another chunk.
+    Memory is bounded by a batch of rows, and 16 bytes per row for each list that belongs to one in another
+    chunk, such as weights of ids.
 
     Args:
         spec: a valid specification.
@@ -126,7 +127,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
     """
     summary.labels = {label.name: LabelStatistics(label) for label in spec.labels}
     summary.files = len(spec.files(mapping))
-    apart = _weights_in_other_chunks(spec, mapping)
+    apart = _lists_in_other_chunks(spec, mapping)
     summary.lengths = {name: [] for pair in apart.items() for name in pair}
     counts = []
     for chunk in spec.chunks(mapping):
@@ -206,22 +207,27 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
         yield Finding(f"map feature {feature.name!r} is missing", mapping, fix, is_warning=True)
 
 
-def _weights_in_other_chunks(spec: FeatureSpec, mapping: str) -> dict[str, str]:
-    """Returns {column with weights: multi-hot feature} of those that are in different chunks of a mapping."""
+def _lists_in_other_chunks(spec: FeatureSpec, mapping: str) -> dict[str, str]:
+    """Returns {column: the column whose lists are as long} of those that are in different chunks of a mapping."""
     chunk_of = {name: index for index, chunk in enumerate(spec.chunks(mapping)) for name in chunk.features}
-    pairs = zip(spec.list_weights, spec.weighted, strict=True)
-    return {own.name: ids.name for own, ids in pairs if chunk_of[own.name] != chunk_of[ids.name]}
+    columns = [describe_column(spec, name) for name in chunk_of]
+    pairs = {
+        column.name: column.aligned_with.name
+        for column in columns
+        if column.kind in ALIGNMENTS and column.aligned_with is not None
+    }
+    return {name: other for name, other in pairs.items() if chunk_of[name] != chunk_of[other]}
 
 
 def _check_lengths(
     spec: FeatureSpec, mapping: str, apart: dict[str, str], summary: MappingSummary
 ) -> Iterator[Finding]:
     """Compares the lengths of lists in different chunks, unless a chunk lacks rows, which is reported elsewhere."""
-    for own, of in apart.items():
-        weights, ids = (np.concatenate([np.zeros(0, np.int64), *summary.lengths[name]]) for name in (own, of))
+    for name, other in apart.items():
+        own, others = (np.concatenate([np.zeros(0, np.int64), *summary.lengths[each]]) for each in (name, other))
         tally = _Tally()
-        if len(weights) == len(ids) == summary.rows:
-            tally.add(unequal_lengths(describe_column(spec, own), ids, weights), 0)
+        if len(own) == len(others) == summary.rows:
+            tally.add(unequal_lengths(describe_column(spec, name), others, own), 0)
         yield from tally.findings(mapping, "rows of the mapping")
 
 

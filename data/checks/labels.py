@@ -167,7 +167,8 @@ def read_statistics(
 
 def labels_only(spec: FeatureSpec) -> FeatureSpec:
     """Returns a specification with only the labels, so that no other column is read."""
-    return replace(spec, features={label.name: label for label in spec.labels}, channels={LABEL: spec.channels[LABEL]})
+    labels = {label.name: label for label in spec.labels}
+    return replace(spec, features=labels, channels={LABEL: spec.channels[LABEL]}, sequences=())
 
 
 def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) -> str | None:

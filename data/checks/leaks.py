@@ -73,8 +73,10 @@ def find_leaks(
 
     - the AUC of a binary label is at least LEAK_AUC (for a multiclass label, the AUC of its most frequent class against
       the others). The scores are the values of a numerical feature, in either direction, and the mean label per bin;
-      the mean label per id of a one-hot feature; the mean of these over the list of a multi-hot feature;
+      the mean label per id of a one-hot feature; the mean of these over a list of ids;
     - the Pearson correlation of the same scores with a regression label is at least LEAK_CORRELATION.
+
+    Numbers in lists are not compared.
 
     A label with fewer than MIN_HELD_OUT positives or negatives (for a regression: rows) in the held-out half is only
     tested for equality.
@@ -88,7 +90,7 @@ def find_leaks(
     groups = [group for group in (_Classes(targets), _Amounts(targets)) if group.targets]
     same = _Equality(targets)
     weight = spec.sample_weight if _varies(sample.weights) else None
-    features = len(spec.onehot) + len(spec.multihot) + len(spec.numerical)
+    features = len(spec.onehot) + len(spec.id_lists) + len(spec.numerical)
     for done, column in enumerate(_columns(spec, sample), start=1):
         found = {target.name: ("equal", 1.0) for target in same.of(column)}
         for group in groups:
@@ -460,7 +462,7 @@ def _target(spec: FeatureSpec, sample: Batch, label: Feature) -> _LabelValues:
 def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
     for ids, feature in zip(sample.onehot.T, spec.onehot, strict=True):
         yield _Candidate(feature.name, ids, encode(ids[:, np.newaxis]))
-    for column, feature in enumerate(spec.multihot):
+    for column, feature in enumerate(spec.id_lists):
         lists = sample.id_lists.select([column])
         longest = max(1, int(lists.lengths.max(initial=0)))
         yield _Candidate(feature.name, None, encode(lists.padded([longest], PAD)))

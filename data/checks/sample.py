@@ -32,6 +32,7 @@ def max_read(spec: FeatureSpec) -> int:
 def _columns(spec: FeatureSpec) -> int:
     """Returns the number of input columns of a batch."""
     lists = sum(feature.max_hotness or 0 for feature in spec.multihot + spec.weighted)
+    lists += sum(sequence.length * len(sequence.features) for sequence in spec.sequences)
     return len(spec.onehot) + len(spec.numerical) + lists
 
 

@@ -4,7 +4,7 @@ Ids are skewed as in click logs: a few are frequent, most are rare. Every label 
 
     latent = signal * score + noise,    noise ~ Logistic(0, 1)
 
-where the score sums the effects of all feature values (an id, the ids of a list, or a number) and has a variance of
+where the score sums the effects of all feature values (an id, a number, or the items of a list) and has a variance of
 about 1, half of which is common to all labels. A binary label is latent > 0, which is 1 with probability
 sigmoid(signal * score); a class is floor(classes * sigmoid(latent)); a regression label is the latent value; an amount
 is max(latent, 0).
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from data.spec.columns import Column, describe_column, is_list
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, NUMERICAL, SAMPLE_WEIGHT, Feature
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SEQUENCE, Feature
 
 BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)
@@ -73,12 +73,12 @@ class _Block:
 def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects: "_Effects") -> pa.Table:
     drawn_later = (LABEL, MAP)
     inputs = {name: column for name, column in columns.items() if column.kind not in drawn_later}
-    arrays = {name: _values(column, block) for name, column in inputs.items() if column.ids is None}
-    # Weights last, since they are as many as the ids.
+    arrays = {name: _values(column, block) for name, column in inputs.items() if column.aligned_with is None}
+    # The others have as many items as these.
     arrays |= {
-        name: _list_weights(column, arrays.get(column.ids.name), block)
+        name: _aligned_lists(column, arrays.get(column.aligned_with.name), block)
         for name, column in inputs.items()
-        if column.ids is not None
+        if column.aligned_with is not None
     }
     latents = effects.latents(columns, arrays, block)
     group_column = next((column for column in columns.values() if column.kind == MAP), None)
@@ -95,10 +95,9 @@ def _values(column: Column, block: _Block) -> pa.Array:
     """Returns random values for a column that is neither a label nor the map feature."""
     rng, stored, limit = block.rng, column.type, column.feature.cardinality
     if is_list(stored):
-        lengths = rng.integers(0, (column.feature.max_hotness or 0) + 1, block.rows)
+        lengths = rng.integers(0, (column.longest or 0) + 1, block.rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ids = _skewed_ids(limit or INTEGERS, int(offsets[-1]), rng)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids, stored.value_type))
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _items(column, int(offsets[-1]), rng))
     if pa.types.is_string(stored):
         return pa.array([f"text {number}" for number in rng.integers(0, INTEGERS, block.rows)], stored)
     if pa.types.is_integer(stored):
@@ -108,11 +107,20 @@ def _values(column: Column, block: _Block) -> pa.Array:
     return _to_arrow(least + rng.random(block.rows), stored)
 
 
-def _list_weights(column: Column, ids: pa.ListArray | None, block: _Block) -> pa.ListArray:
-    """Returns a random weight in [0, 1] for each of the ids; empty lists if the mapping does not hold the ids."""
-    offsets = pa.array(np.zeros(block.rows + 1), pa.int32()) if ids is None else ids.offsets
-    weights = _to_arrow(block.rng.random(offsets[-1].as_py()), column.type.value_type)
-    return pa.ListArray.from_arrays(offsets, weights)
+def _aligned_lists(column: Column, others: pa.ListArray | None, block: _Block) -> pa.ListArray:
+    """Returns lists as long as the others, which are empty if the mapping does not hold the others."""
+    offsets = pa.array(np.zeros(block.rows + 1), pa.int32()) if others is None else others.offsets
+    return pa.ListArray.from_arrays(offsets, _items(column, offsets[-1].as_py(), block.rng))
+
+
+def _items(column: Column, count: int, rng: np.random.Generator) -> pa.Array:
+    """Returns random items of the lists in a column: ids, weights in [0, 1] or other numbers."""
+    stored, limit = column.type.value_type, column.feature.cardinality
+    if column.kind == SEQUENCE and limit is None and pa.types.is_integer(stored):
+        return pa.array(rng.integers(0, INTEGERS, count), stored)
+    if not column.has_ids and (column.kind == SEQUENCE or column.aligned_with is not None):
+        return _to_arrow(rng.random(count), stored)
+    return pa.array(_skewed_ids(limit or INTEGERS, count, rng), stored)
 
 
 def _skewed_ids(limit: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -180,15 +188,19 @@ class _Effects:
     def _effect(self, column: Column, values: pa.Array, label: str) -> np.ndarray:
         """Returns the effect of one feature, [rows] float64 with a mean of about 0 and a variance of about 1."""
         key = zlib.crc32(f"{self._seed}/{label}/{column.name}".encode())
-        if column.kind == NUMERICAL:
-            span = INTEGERS if pa.types.is_integer(column.type) else 1
+        items = values.values if is_list(column.type) else values
+        numbers = items.to_numpy(zero_copy_only=False)
+        if column.has_ids:
+            effects = _effect_of_ids(numbers, key)
+        else:
+            span = INTEGERS if pa.types.is_integer(items.type) else 1
             sign = 1 if key % 2 else -1
             # A uniform number on [0, 1) has the variance 1/12.
-            return sign * (values.to_numpy(zero_copy_only=False) / span - 0.5) * np.sqrt(12)
+            effects = sign * (numbers / span - 0.5) * np.sqrt(12)
         if not is_list(column.type):
-            return _effect_of_ids(values.to_numpy(zero_copy_only=False), key)
+            return effects
         # Sum over each list by differences of the running sum; dividing by sqrt(length) keeps the variance at 1.
-        sums = np.concatenate([[0], np.cumsum(_effect_of_ids(values.values.to_numpy(), key))])
+        sums = np.concatenate([[0], np.cumsum(effects)])
         offsets = values.offsets.to_numpy()
         return np.diff(sums[offsets]) / np.sqrt(np.maximum(np.diff(offsets), 1))
 

@@ -153,7 +153,7 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
 
 
 def _check_lengths(columns: Sequence[Column], table: pa.Table, where: str, first_row: int) -> None:
-    """Raises DataError for the first row with more or fewer weights than ids, which may be in different chunks."""
+    """Raises DataError for the first row whose lists differ in length but belong together, in one chunk or several."""
     for problem in find_unequal_lengths(columns, table):
         line = first_row + int(problem.rows[0]) + 1
         raise DataError(

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.spec.columns import Column, as_numbers
-from data.spec.features import LABEL, LIST_WEIGHTS, MAP, MULTIHOT, ONEHOT, SAMPLE_WEIGHT
+from data.spec.columns import ALIGNMENTS, LIST_KINDS, Column, as_numbers
+from data.spec.features import LABEL, LIST_WEIGHTS, MAP, SAMPLE_WEIGHT
 from data.spec.task_types import LabelKind
 
 VALUES_SHOWN = 5
@@ -47,26 +47,28 @@ def find_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
     Args:
         column: description of the column; columns of kind None are not checked.
-        values: [rows], of a list type for multi-hot columns and weights of ids, otherwise booleans, integers or floats.
+        values: [rows], of a list type for columns of lists, otherwise booleans, integers or floats.
     """
-    if column.kind in (MULTIHOT, LIST_WEIGHTS):
+    if column.kind in LIST_KINDS:
         yield from _list_violations(column, values)
     elif column.kind is not None:
         yield from _scalar_violations(column, as_numbers(values))
 
 
 def find_unequal_lengths(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch) -> Iterator[Violation]:
-    """Yields the rows that have more or fewer weights than ids, one `Violation` per column of weights.
+    """Yields the rows in which lists that belong together differ in length, one `Violation` per column.
+
+    These are the weights of ids, and the columns of a sequence.
 
     Args:
-        columns: descriptions of columns of the rows; weights are compared if the ids are among these columns, too.
+        columns: descriptions of columns of the rows; a list is compared if the one that it belongs to is among them.
         rows: rows with lists in these columns. Missing lists are not compared.
     """
     names = {column.name for column in columns}
     for column in columns:
-        if column.kind == LIST_WEIGHTS and column.ids is not None and column.ids.name in names:
-            ids, weights = (list_lengths(rows.column(name)) for name in (column.ids.name, column.name))
-            yield from unequal_lengths(column, ids, weights)
+        if column.kind in ALIGNMENTS and column.aligned_with is not None and column.aligned_with.name in names:
+            others, own = (list_lengths(rows.column(name)) for name in (column.aligned_with.name, column.name))
+            yield from unequal_lengths(column, others, own)
 
 
 def list_lengths(lists: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -74,19 +76,19 @@ def list_lengths(lists: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(lists), -1).to_numpy().astype(np.int64)
 
 
-def unequal_lengths(column: Column, ids: np.ndarray, weights: np.ndarray) -> Iterator[Violation]:
+def unequal_lengths(column: Column, others: np.ndarray, own: np.ndarray) -> Iterator[Violation]:
     """Yields the rows in which the lengths of two lists, as `list_lengths` returns them, differ.
 
     Args:
-        column: description of the column of weights.
-        ids: [rows] int64 lengths of the lists of ids.
-        weights: [rows] int64 lengths of the lists of weights.
+        column: description of a column that is aligned with another one.
+        others: [rows] int64 lengths of the lists of the other column.
+        own: [rows] int64 lengths of the lists of this column.
     """
-    rows = np.flatnonzero((ids != weights) & (ids >= 0) & (weights >= 0))
-    if len(rows):
-        found = tuple(f"{ids[row]} ids, {weights[row]} weights" for row in rows[:VALUES_SHOWN])
-        of = "" if column.ids is None else f" of {column.ids.name!r}"
-        yield Violation("more or fewer weights than ids", column.name, rows, found, f"a weight for each id{of}")
+    rows = np.flatnonzero((others != own) & (others >= 0) & (own >= 0))
+    if len(rows) and column.kind in ALIGNMENTS and column.aligned_with is not None:
+        words = ALIGNMENTS[column.kind]
+        found = tuple(f"{others[row]} {words.others}, {own[row]} {words.items}" for row in rows[:VALUES_SHOWN])
+        yield Violation(words.what, column.name, rows, found, f"{words.expected} of {column.aligned_with.name!r}")
 
 
 def shorten(text: str) -> str:
@@ -107,8 +109,9 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
 def _rule_name(column: Column) -> str:
     """Returns the name of the rule that a value outside the domain of a column violates."""
-    names = {ONEHOT: "id out of range", MULTIHOT: "id out of range", MAP: "not a group"}
-    names |= {SAMPLE_WEIGHT: "not a weight", LIST_WEIGHTS: "not a weight"}
+    if column.has_ids:
+        return "id out of range"
+    names = {MAP: "not a group", SAMPLE_WEIGHT: "not a weight", LIST_WEIGHTS: "not a weight"}
     is_any_number = column.kind != LABEL or column.feature.label_kind is LabelKind.NUMBER
     return names.get(column.kind or "") or ("not finite" if is_any_number else "label value")
 

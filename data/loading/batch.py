@@ -49,9 +49,9 @@ class Batch(NamedTuple):
     Attributes:
         onehot: [batch, one-hot features] int32 ids.
         id_lists: [batch, features] lists of int32 ids, at most max_hotness each, in the order of
-            `FeatureSpec.id_lists`; empty for padding.
+            `FeatureSpec.id_lists`; empty for padding. The lists of a sequence are equally long.
         number_lists: [batch, columns] lists of float32, in the order of `FeatureSpec.number_lists`: the weights of the
-            ids of multi-hot features, of at least 0.
+            ids of multi-hot features, of at least 0, then the numbers of sequences, which may be negative.
         numerical: [batch, numerical features] float32 values.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.

@@ -32,6 +32,7 @@ class BatchColumn:
         field: name of the `Batch` field that receives the values.
         slot: index of the column in that field.
         longest: maximum length of a list; longer ones are cut. None unless the values are lists.
+        keep_last: whether the last items of a longer list are kept instead of the first ones.
         feature: description of the column from the specification; None for an extra column, passed on unchanged.
         domain: valid values of the column.
         oov_policy: how to handle integral ids outside the domain.
@@ -42,6 +43,7 @@ class BatchColumn:
     field: str
     slot: int = 0
     longest: int | None = None
+    keep_last: bool = False
     feature: Column | None = None
     domain: Domain = Domain()
     oov_policy: OovPolicy = "error"
@@ -65,23 +67,23 @@ class BatchColumn:
 def batch_columns(
     spec: FeatureSpec, *, with_group: bool, extra_columns: Sequence[str] = (), oov_policy: OovPolicy = "error"
 ) -> list[BatchColumn]:
-    """Return the columns of a batch; `oov_policy` applies to one-hot and multi-hot features."""
+    """Return the columns of a batch; `oov_policy` applies to ids."""
 
-    def column(feature: Feature, field: str, slot: int = 0, longest: int | None = None) -> BatchColumn:
+    def column(feature: Feature, field: str, slot: int = 0) -> BatchColumn:
         described = describe_column(spec, feature.name)
+        sequence = spec.sequence_of.get(feature.name)
+        longest = described.longest or 1 if field in LIST_DTYPES else None
+        keep_last = sequence is not None and sequence.order == "newest_last"
         policy = oov_policy if field in ("onehot", "id_lists") else "error"
         if policy == "unseen" and feature.unseen_id is None:
             policy = "error"
-        return BatchColumn(feature.name, field, slot, longest, described, described.domain, policy, feature.unseen_id)
+        return BatchColumn(
+            feature.name, field, slot, longest, keep_last, described, described.domain, policy, feature.unseen_id
+        )
 
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
-    columns += [
-        column(feature, "id_lists", slot, feature.max_hotness or 1) for slot, feature in enumerate(spec.multihot)
-    ]
-    columns += [
-        column(weights, "number_lists", slot, feature.max_hotness or 1)
-        for slot, (feature, weights) in enumerate(zip(spec.weighted, spec.list_weights, strict=True))
-    ]
+    columns += [column(feature, "id_lists", slot) for slot, feature in enumerate(spec.id_lists)]
+    columns += [column(feature, "number_lists", slot) for slot, feature in enumerate(spec.number_lists)]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
     columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
     if spec.sample_weight is not None:
@@ -205,7 +207,7 @@ class DecodedTable(NamedTuple):
     """The lists of a table with some of the columns of a batch, and the values that were changed while decoding.
 
     Attributes:
-        lists: [rows, 1] lists of each multi-hot feature (int32) and weights (float32) in the table, by column.
+        lists: [rows, 1] lists of ids (int32) and of numbers (float32) of each such column in the table, by column.
         lengths: [rows, 1] int32 lengths of these lists before they were cut, by column.
         cut: number of lists cut to max_hotness, by column.
         replaced: as in `Decoded`.
@@ -245,8 +247,8 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
             continue
         if column.longest is not None:
             whole, bad_rows = _decode_lists(column, array, location)
-            kept = whole.cut([column.longest])
-            if column.field == "id_lists":  # their weights are cut alike
+            kept = whole.cut([column.longest], keep_last=column.keep_last)
+            if column.field == "id_lists":  # numbers are cut with their ids
                 cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
             lists[column.name], lengths[column.name] = kept.astype(LIST_DTYPES[column.field]), whole.lengths
         else:

@@ -20,7 +20,9 @@ def read_groups(spec: FeatureSpec, mapping: str, part: Part | None) -> np.ndarra
         DataError: if the specification has no map feature, or the files do not hold it.
     """
     channels = {MAP: spec.channels.get(MAP, ())}
-    only = replace(spec, features={name: spec.features[name] for name in channels[MAP]}, channels=channels)
+    only = replace(
+        spec, features={name: spec.features[name] for name in channels[MAP]}, channels=channels, sequences=()
+    )
     whole = ParquetReader(only, mapping, with_group=True)
     reader = whole if part is None else PartReader(whole, part)
     groups, filled = np.empty(reader.rows, np.int64), 0

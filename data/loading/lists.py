@@ -81,12 +81,16 @@ class Lists:
             return self
         return self.gather(width * np.arange(len(self))[:, np.newaxis] + np.array(columns, np.int64))
 
-    def cut(self, longest: Sequence[int]) -> "Lists":
-        """Return the first `longest[c]` values of each list of column c; without a copy if no list is longer."""
+    def cut(self, longest: Sequence[int], *, keep_last: bool = False) -> "Lists":
+        """Return at most `longest[c]` values of each list of column c; without a copy if no list is longer.
+
+        The first values are kept, or the last ones with `keep_last`.
+        """
         if not (self.lengths > np.array(longest, np.int32)).any():
             return self
         lengths = np.minimum(self.lengths, np.array(longest, np.int32))
-        kept = self.places() < np.repeat(lengths.reshape(-1), self.lengths.reshape(-1))
+        bounds = np.repeat((self.lengths - lengths if keep_last else lengths).reshape(-1), self.lengths.reshape(-1))
+        kept = self.places() >= bounds if keep_last else self.places() < bounds
         return Lists(self.values[kept], lengths)
 
     def astype(self, dtype: DTypeLike) -> "Lists":

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 DECODE_THREADS = 2
 POSITION_BYTES = 4  # one int32 per row in a window's permutation
-WIDE_BYTES = 2**12  # a multi-hot feature wider than this per row is named as the cause of a memory error
+WIDE_BYTES = 2**12  # a feature whose lists are wider than this per row is named as the cause of a memory error
 BATCHES_AHEAD = 4  # batches prefetched ahead of the consumer
 # What becomes of ids outside of their table, by policy.
 REPLACED = {
@@ -44,7 +44,7 @@ class _OpenWindow:
         part: the rows of the window to read, and the step that each of them belongs to.
         buffer: the decoded rows, except for their lists.
         decoding: for each range of rows to be waited for, its first position in `buffer` and its future, in order.
-        lists: the lists of the decoded rows, and their weights; None as long as `decoding` is not empty.
+        lists: the lists of ids and of numbers of the decoded rows; None as long as `decoding` is not empty.
         replaced: by feature, the positions in `buffer` of the replaced ids.
     """
 
@@ -97,7 +97,7 @@ class StreamReader:
             self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
     def rows_of_step(self, step: int) -> Iterator[tuple[Batch, tuple[Lists, Lists], np.ndarray]]:
-        """Yield decoded rows, their lists and weights, and the [rows] int32 positions in them that belong to the step.
+        """Yield decoded rows, their lists of ids and of numbers, and the [rows] int32 positions of the step's rows.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
         window; a step that crosses a border uses several.
@@ -182,7 +182,7 @@ class ParquetLoader:
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
         row_bytes: bytes of a row in a batch; its lists have as many ids as in the row groups with the most ids per row.
         fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
-        truncated: number of lists longer than max_hotness that were cut, by multi-hot feature, among the rows that
+        truncated: number of lists of ids longer than max_hotness that were cut, by feature, among the rows that
             this worker decoded in its latest epoch.
         out_of_vocabulary: number of ids outside [0, cardinality) that were replaced, by feature, in the batches that
             this worker built in its latest epoch. Summed over workers, each such id counts once.
@@ -223,7 +223,7 @@ class ParquetLoader:
             oov_policy=oov_policy,
         )
         self._reader = reader if part is None else PartReader(reader, part)
-        self._spec_folder, self._list_columns = spec.folder, (len(spec.multihot), len(spec.weighted))
+        self._spec_folder, self._list_columns = spec.folder, (len(spec.id_lists), len(spec.number_lists))
         self._mapping, self._shuffle, self._seed = mapping, shuffle, seed
         self.oov_policy, self._edit = oov_policy, edit
         self._worker, self._workers = worker, workers
@@ -376,7 +376,7 @@ class ParquetLoader:
                 "longer",
                 name,
                 count,
-                f"{count} lists of multi-hot feature {name!r} are longer than its max_hotness "
+                f"{count} lists of feature {name!r} are longer than its max_hotness "
                 "and were cut; raise max_hotness in the feature specification to keep them whole",
             )
         done = REPLACED.get(self.oov_policy, "")

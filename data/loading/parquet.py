@@ -21,6 +21,7 @@ from data.files.parquet import ChunkChecksums, arrow_file, read_footer
 from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.loading.lists import Lists, empty_lists, join_columns, join_rows
+from data.spec.columns import ALIGNMENTS
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import is_of_system, open_regular
@@ -310,10 +311,16 @@ class ParquetReader:
 
     @cached_property
     def _bytes_by_list(self) -> dict[str, int]:
-        """Bytes per row of each multi-hot feature's ids and weights, in the row group with the most of them per row."""
+        """Bytes per row of each feature with lists, in the row group with the most of them per row.
+
+        The ids and the weights of a multi-hot feature are taken together.
+        """
         lists = ((group, column) for group in self._groups for column in group.columns if column.longest is not None)
         own = {column.name: math.ceil(ITEM_BYTES * group.values_per_row(column)) for group, column in lists}
-        return {feature.name: own[feature.name] + own.get(feature.weights or "", 0) for feature in self._spec.multihot}
+        lists_of = {feature.name: [feature.name] for feature in self._spec.id_lists + self._spec.sequence_numbers}
+        for feature, weights in zip(self._spec.weighted, self._spec.list_weights, strict=True):
+            lists_of[feature.name].append(weights.name)
+        return {name: sum(own[each] for each in names) for name, names in lists_of.items()}
 
     @property
     def list_bytes(self) -> int:
@@ -328,7 +335,7 @@ class ParquetReader:
 
     @property
     def widest_list(self) -> tuple[str, int]:
-        """Name of the multi-hot feature with the most ids and weights, and its part of `list_bytes`, or ("", 0)."""
+        """Name of the feature with the largest lists, with its weights, and its part of `list_bytes`, or ("", 0)."""
         return max(self._bytes_by_list.items(), key=lambda entry: entry[1], default=("", 0))
 
     @property
@@ -360,8 +367,8 @@ class ParquetReader:
             The lists, which of them were cut, and the ids that were replaced, with row numbers relative to `out`.
 
         Raises:
-            DataError: if a file is damaged, a value is out of range or a list has more or fewer ids than weights,
-                naming file, row group, row and column.
+            DataError: if a file is damaged, a value is out of range, a list has more or fewer ids than weights or the
+                lists of a sequence differ in length, naming file, row group, row and column.
         """
         begin, end = (int(self._row_group_starts[row_group]) + row for row in (start, stop))
         out.rows[:] = np.arange(begin, end)
@@ -392,28 +399,30 @@ class ParquetReader:
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
-        self._check_weights(begin, lengths)
-        ids, weights = (
+        self._check_lengths(begin, {name: np.concatenate(own)[:, 0] for name, own in lengths.items()})
+        ids, numbers = (
             join_columns([empty_lists(stop - start, 0, dtype), *(join_rows(lists[each.name]) for each in features)])
-            for features, dtype in ((self._spec.multihot, np.int32), (self._spec.list_weights, np.float32))
+            for features, dtype in ((self._spec.id_lists, np.int32), (self._spec.number_lists, np.float32))
         )
-        return Decoded(ids, weights, cut, replaced)
+        return Decoded(ids, numbers, cut, replaced)
 
-    def _check_weights(self, begin: int, lengths: Mapping[str, Sequence[np.ndarray]]) -> None:
-        """Raise a DataError if a list has more or fewer ids than weights, before the cut; rows count from `begin`."""
-        for feature, weights in zip(self._spec.weighted, self._spec.list_weights, strict=True):
-            ids, own = (np.concatenate(lengths[name])[:, 0] for name in (feature.name, weights.name))
-            if np.array_equal(ids, own):
+    def _check_lengths(self, begin: int, lengths: Mapping[str, np.ndarray]) -> None:
+        """Raise a DataError if lists that belong together differ in length, before the cut; rows count from `begin`."""
+        for column in (stored.feature for group in self._groups for stored in group.columns):
+            if column is None or column.kind not in ALIGNMENTS or column.aligned_with is None:
                 continue
-            wrong = np.flatnonzero(ids != own)
-            row = begin + int(wrong[0])
-            location, other = self.location(feature.name, row), self.location(weights.name, row)
-            elsewhere = "" if other == location else f" in row {other.first_row} of {other.path}"
+            name, other, words = column.name, column.aligned_with.name, ALIGNMENTS[column.kind]
+            if np.array_equal(lengths[name], lengths[other]):
+                continue
+            wrong = np.flatnonzero(lengths[name] != lengths[other])
+            first, row = int(wrong[0]), begin + int(wrong[0])
+            there, here = self.location(other, row), self.location(name, row)
+            elsewhere = "" if here == there else f" in row {here.first_row} of {here.path}"
             raise DataError(
-                f"{location.path}, row group {location.row_group}: {len(wrong)} rows have more or fewer weights than "
-                f"ids, the first of them row {location.first_row} of the file: {ids[wrong[0]]} ids in column "
-                f"{feature.name!r}, {own[wrong[0]]} weights in column {weights.name!r}{elsewhere}; expected a weight "
-                "for each id: write both lists again. check_dataset.py lists all such rows."
+                f"{there.path}, row group {there.row_group}: {len(wrong)} rows have {words.what}, the first of them "
+                f"row {there.first_row} of the file: {lengths[other][first]} {words.others} in column {other!r}, "
+                f"{lengths[name][first]} {words.items} in column {name!r}{elsewhere}; expected {words.expected}: write "
+                "both lists again. check_dataset.py lists all such rows."
             )
 
     def location(self, column: str, row: int) -> Location:

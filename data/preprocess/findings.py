@@ -22,7 +22,7 @@ from data.encoding.hashing import hash_values
 from data.errors import listed
 from data.spec.columns import as_numbers, is_list
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import CATEGORICAL_CHANNELS, TRAIN, Feature
+from data.spec.features import TRAIN, Feature
 from data.spec.raw.spec import CrossRule, RawSpec, SharedVocabularyRule
 
 # Shares of values: of unseen ids, and of distinct values among all.
@@ -294,11 +294,10 @@ def unseen_ids(spec: FeatureSpec, encoders: Mapping[str, Encoder] | None = None)
     Features without such ids are left out.
     """
     found = {}
-    for name, feature in spec.features.items():
+    for feature in spec.categorical:
+        name = feature.name
         encoder = (encoders or {}).get(name)
         ids = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
-        if spec.channel_of.get(name) not in CATEGORICAL_CHANNELS:
-            continue
         if feature.unseen_id is not None:
             found[name] = feature.unseen_ids
         elif isinstance(ids, Vocabulary):

@@ -1,6 +1,7 @@
 """The columns of a dataset: their types in files, and the values that training accepts in them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,19 +16,12 @@ from data.spec.features import (
     NUMERICAL,
     ONEHOT,
     SAMPLE_WEIGHT,
+    SEQUENCE,
     Feature,
     exact_integers,
 )
 
-DEFAULT_DTYPES = {
-    ONEHOT: "int64",
-    MULTIHOT: "int64",
-    NUMERICAL: "float32",
-    LABEL: "float32",
-    MAP: "int64",
-    SAMPLE_WEIGHT: "float32",
-    LIST_WEIGHTS: "float32",
-}
+LIST_KINDS = (MULTIHOT, SEQUENCE, LIST_WEIGHTS)
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -84,6 +78,28 @@ class Domain:
 GROUPS = Domain(INT64.min, INT64.max, is_whole=True)  # the values of a map feature
 
 
+class Alignment(NamedTuple):
+    """How to say that lists have more or fewer items than those that they belong to.
+
+    Attributes:
+        what: what is wrong.
+        others: items of the lists that they belong to.
+        items: items of the lists themselves.
+        expected: what was expected instead.
+    """
+
+    what: str
+    others: str
+    items: str
+    expected: str
+
+
+ALIGNMENTS = {
+    LIST_WEIGHTS: Alignment("more or fewer weights than ids", "ids", "weights", "a weight for each id"),
+    SEQUENCE: Alignment("more or fewer values than steps", "steps", "values", "a value for each step"),
+}
+
+
 @dataclass(frozen=True)
 class Column:
     """A feature as stored in files.
@@ -91,16 +107,25 @@ class Column:
     Attributes:
         name: name of the feature.
         kind: channel of the feature, `SAMPLE_WEIGHT`, `LIST_WEIGHTS`, or None for a column that training does not use.
-        type: Arrow type in which the column is written; a list type for multi-hot features and their weights.
+        type: Arrow type in which the column is written; a list type for multi-hot features, their weights and features
+            of sequences.
         feature: entry of the feature in the specification.
-        ids: for weights of ids, used or not, the feature that has these ids; otherwise None.
+        aligned_with: the feature whose lists have as many items in every row: for weights of ids, used or not, the
+            feature that has these ids; for a feature of a sequence, the first one of the sequence, except for itself.
+        longest: number of items to which lists are cut, or None if there is no limit, or no list.
     """
 
     name: str
     kind: str | None
     type: pa.DataType
     feature: Feature
-    ids: Feature | None = None
+    aligned_with: Feature | None = None
+    longest: int | None = None
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether values, or the items of lists, are ids of a categorical feature."""
+        return has_ids(self.kind, self.feature)
 
     @property
     def expected(self) -> str:
@@ -112,19 +137,18 @@ class Column:
     @property
     def expected_type(self) -> str:
         """The parquet types that can be read, in words."""
-        if self.kind in (ONEHOT, MULTIHOT, MAP):
-            return "lists of integers" if self.kind == MULTIHOT else "integers"
-        return "lists of numbers" if self.kind == LIST_WEIGHTS else "numbers"
+        values = "integers" if self.has_ids or self.kind == MAP else "numbers"
+        return f"lists of {values}" if self.kind in LIST_KINDS else values
 
     def accepts(self, stored: pa.DataType) -> bool:
         """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
-        if is_list(stored) != (self.kind in (MULTIHOT, LIST_WEIGHTS)):
+        if is_list(stored) != (self.kind in LIST_KINDS):
             return False
         item = stored.value_type if is_list(stored) else stored
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
-        if self.kind in (ONEHOT, MULTIHOT) and pa.types.is_floating(item):
+        if self.has_ids and pa.types.is_floating(item):
             return (self.feature.cardinality or 0) <= exact_integers(dtype_name(item))
         if self.kind == LABEL and self.feature.is_binary and pa.types.is_boolean(item):
             return True
@@ -136,7 +160,7 @@ class Column:
         feature = self.feature
         last = (feature.cardinality or 0) - 1
         may_miss = feature.missing == "ignore"
-        if self.kind in (ONEHOT, MULTIHOT):
+        if self.has_ids:
             return Domain(0, last, is_whole=True)
         if self.kind == MAP:
             return GROUPS
@@ -156,18 +180,28 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     neither dtype nor cardinality is text.
     """
     feature, kind = spec.features[name], _kind(spec, name)
-    dtype = feature.dtype or (DEFAULT_DTYPES[kind] if kind else None)
+    default = "int64" if has_ids(kind, feature) or kind == MAP else "float32"
+    dtype = feature.dtype or (default if kind else None)
     if dtype is None and feature.cardinality is None:
         return Column(name, kind, pa.string(), feature)
-    if kind in (ONEHOT, MULTIHOT) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
-        dtype = DEFAULT_DTYPES[kind]
+    if has_ids(kind, feature) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
+        dtype = default
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
     has_list_keys = feature.max_hotness is not None or feature.weights is not None
-    is_list = kind in (MULTIHOT, LIST_WEIGHTS) or (kind is None and has_list_keys)
+    is_list = kind in LIST_KINDS or (kind is None and has_list_keys)
+    column = pa.list_(item) if is_list else item
+    if (sequence := spec.sequence_of.get(name)) is not None:
+        other = None if name == sequence.features[0] else spec.features[sequence.features[0]]
+        return Column(name, kind, column, feature, other, sequence.length)
     ids = spec.ids_of_weights.get(name)
     if ids is not None and ids not in spec.multihot:
         kind = None
-    return Column(name, kind, pa.list_(item) if is_list else item, feature, ids)
+    return Column(name, kind, column, feature, ids, (ids or feature).max_hotness)
+
+
+def has_ids(kind: str | None, feature: Feature) -> bool:
+    """Returns whether a column of this kind has ids, or lists of ids."""
+    return kind in (ONEHOT, MULTIHOT) or (kind == SEQUENCE and feature.cardinality is not None)
 
 
 def as_numbers(values: pa.Array) -> pa.Array:
@@ -200,12 +234,19 @@ def _expected_label(feature: Feature) -> str:
     return words + (" (or nothing)" if feature.missing == "ignore" else "")
 
 
+def _expected_ids(feature: Feature) -> str:
+    return f'a list of ids in [0, {feature.cardinality}) such as "[1, 2]"'
+
+
 _EXPECTED = {
     ONEHOT: lambda feature: f"an id in [0, {feature.cardinality})",
-    MULTIHOT: lambda feature: f'a list of ids in [0, {feature.cardinality}) such as "[1, 2]"',
+    MULTIHOT: _expected_ids,
     NUMERICAL: lambda feature: "a finite number",
     LABEL: _expected_label,
     MAP: lambda feature: "an integer",
+    SEQUENCE: lambda feature: (
+        _expected_ids(feature) if feature.cardinality else 'a list of finite numbers such as "[0.5, -1]"'
+    ),
     SAMPLE_WEIGHT: lambda feature: "a finite number of at least 0",
     LIST_WEIGHTS: lambda feature: 'a list of finite numbers of at least 0 such as "[0.5, 1]"',
 }

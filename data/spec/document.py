@@ -4,6 +4,7 @@
 `data.spec.validators` then checks the parts against each other.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, NotRequired
 
@@ -14,7 +15,7 @@ from typing_extensions import TypedDict
 
 from data.errors import listed, nearest, shown
 from data.spec.document_values import (
-    ChannelKeys,
+    EncodedChannelKeys,
     FilePath,
     Id,
     Name,
@@ -23,6 +24,7 @@ from data.spec.document_values import (
     Number,
     NumpyDtype,
     PositiveInteger,
+    SequenceKeys,
     Share,
     TaskType,
     TweediePower,
@@ -31,7 +33,22 @@ from data.spec.document_values import (
     expects,
     expects_one_of,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, ChunkType, Feature, Missing, Role, Wide, name_mistake
+from data.spec.features import (
+    CATEGORICAL_CHANNELS,
+    CHANNELS,
+    CHUNK_KEYS,
+    SECTIONS,
+    SEQUENCE,
+    ChunkType,
+    Encoder,
+    Feature,
+    Missing,
+    Order,
+    Role,
+    Wide,
+    default_encoder,
+    name_mistake,
+)
 
 # Number of misspelled names for which the closest known name is searched: a search takes up to 0.1 s.
 MAX_SUGGESTIONS = 20
@@ -150,13 +167,14 @@ _Chunks = Annotated[
 class _Document(TypedDict):
     feature_spec: Annotated[dict[Name, _Feature], expects("a mapping"), NoneIsMapping]
     source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
-    channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
+    channel_spec: Annotated[EncodedChannelKeys, expects("a mapping"), NoneIsMapping]
     metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
 
 
 _FEATURE = TypeAdapter(_FeatureKeys)
 _DOCUMENT = TypeAdapter(Annotated[_Document, expects(f"a mapping with {', '.join(SECTIONS)}")])
 _FEATURE_KEYS = tuple(_FeatureKeys.__annotations__)
+SEQUENCE_KEYS = tuple(SequenceKeys.__annotations__)
 
 
 # What remains of a document without its mistakes.
@@ -180,6 +198,27 @@ class ChunkPart:
 
 
 @dataclass
+class SequencePart:
+    """The well-formed content of a sequence.
+
+    Attributes:
+        name: name of the sequence.
+        path: path of the sequence in the document.
+        features: valid entries of the list of features.
+        target: valid entries of the list of targets.
+        encoder: encoder of the sequence, the default one if it is missing or invalid.
+        order: order of the steps, likewise.
+    """
+
+    name: str
+    path: str
+    features: list[Entry]
+    target: list[Entry]
+    encoder: Encoder
+    order: Order
+
+
+@dataclass
 class Parts:
     """The well-formed parts of a document.
 
@@ -187,7 +226,8 @@ class Parts:
         features: {feature name: feature}, of all features with a valid name.
         stated: {feature name: keys stated in the document}.
         sources: {mapping name: chunks}.
-        channels: {channel name: feature names}, of all channels.
+        channels: {channel name: feature names}, of all channels; those of all sequences together.
+        sequences: the sequences of the channel `sequence`.
         metadata: metadata section of the document.
         incomplete: locations of the sections, features, mappings and channels in which something was malformed. There,
             a missing name proves nothing: it may be the malformed one. A section of which all names are well-formed is
@@ -198,6 +238,7 @@ class Parts:
     stated: dict[str, frozenset[str]] = field(default_factory=dict)
     sources: dict[str, list[ChunkPart]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
+    sequences: list[SequencePart] = field(default_factory=list)
     metadata: dict[Any, Any] = field(default_factory=dict)
     incomplete: set[KeyPath] = field(default_factory=set)
 
@@ -205,6 +246,12 @@ class Parts:
         """Returns the known features of some channels, each once."""
         names = dict.fromkeys(entry.text for channel in channels for entry in self.channels[channel])
         return [self.features[name] for name in names if name in self.features]
+
+    @property
+    def categorical(self) -> list[Feature]:
+        """The known features that have ids, each once: those of the categorical channels, then those of sequences."""
+        steps = [feature for feature in self.in_channels(SEQUENCE) if feature.cardinality is not None]
+        return [*self.in_channels(*CATEGORICAL_CHANNELS), *steps]
 
     def channel_of(self) -> dict[str, str]:
         """Returns {feature name: channel} of every feature in a channel; the first channel if it is in several."""
@@ -238,8 +285,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
         if name_mistake(name) is None:
             chunks = enumerate([] if ("source_spec", name) in wrong else chunks)
             parts.sources[name] = [_chunk_part(chunk, ("source_spec", name, i), wrong) for i, chunk in chunks]
-    for channel in CHANNELS:
-        parts.channels[channel] = valid_entries(channels.get(channel), ("channel_spec", channel), wrong)
+    parts.channels, parts.sequences = channel_entries(channels, wrong)
     parts.metadata = metadata
     return parts, problems
 
@@ -250,13 +296,24 @@ def _problem(error: ErrorDetails) -> Problem:
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
     if error["type"] == "missing":
-        message = "is missing; a chunk has type, features and files" if parent else "this section is missing"
-        return Problem(path_of(*parent, key), message)
+        return Problem(path_of(*parent, key), missing_key(parent))
     if error["type"] in _UNKNOWN_KEY:
         return _unknown_key(parent, error["input"] if error["type"] == "invalid_key" else key)
     if error["input"] == SPLIT_BINARY and parent[:1] == ["source_spec"]:
         return Problem("source_spec", SPLIT_BINARY_HELP)  # one path, so that it is reported once for all chunks
     return Problem(path_of(*parent, key), error["msg"])
+
+
+def missing_key(parent: Sequence[int | str]) -> str:
+    """Returns what to say of a missing key of the mapping at this location of a document."""
+    if not parent:
+        return "this section is missing"
+    return f"is missing; a {'sequence has features' if is_sequence(parent) else 'chunk has type, features and files'}"
+
+
+def is_sequence(location: Sequence[int | str]) -> bool:
+    """Returns whether the mapping at a location of a document is a sequence."""
+    return len(location) == 3 and list(location[:2]) == ["channel_spec", SEQUENCE]
 
 
 def _unknown_key(parent: list[int | str], key: Any) -> Problem:
@@ -268,6 +325,8 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
         "source_spec": ("key of a chunk", CHUNK_KEYS),
         "channel_spec": ("channel", CHANNELS),
     }.get(str(parent[0]) if parent else "", ("section", SECTIONS))
+    if is_sequence(parent):
+        kind, known = "key of a sequence", SEQUENCE_KEYS
     return Problem(path, f"unknown {kind}", str(key), known)
 
 
@@ -276,9 +335,38 @@ def incomplete_after(location: KeyPath, error_type: str) -> set[KeyPath]:
     channels: set[KeyPath] = {("channel_spec", channel) for channel in CHANNELS}
     if not location:
         return {*((section,) for section in SECTIONS), *channels}
-    if location == ("channel_spec",) or (location[0] == "channel_spec" and error_type in _UNKNOWN_KEY):
+    if location == ("channel_spec",) or (
+        location[0] == "channel_spec" and len(location) == 2 and error_type in _UNKNOWN_KEY
+    ):
         return channels  # an unknown channel may be any of them, misspelled
     return {location[:1] if location[-1] == "[key]" else location[:2]}
+
+
+def channel_entries(
+    channels: Mapping[str, Any], wrong: set[KeyPath]
+) -> tuple[dict[str, list[Entry]], list[SequencePart]]:
+    """Returns the valid names in each channel of `channel_spec`, and its sequences."""
+    sequences = {} if ("channel_spec", SEQUENCE) in wrong else channels.get(SEQUENCE) or {}
+    parts = [
+        _sequence_part(name, {} if ("channel_spec", SEQUENCE, name) in wrong else keys, wrong)
+        for name, keys in sequences.items()
+        if name_mistake(name) is None
+    ]
+    entries = {
+        channel: [entry for part in parts for entry in part.features]
+        if channel == SEQUENCE
+        else valid_entries(channels.get(channel), ("channel_spec", channel), wrong)
+        for channel in CHANNELS
+    }
+    return entries, parts
+
+
+def _sequence_part(name: str, keys: Mapping[str, Any], wrong: set[KeyPath]) -> SequencePart:
+    location = ("channel_spec", SEQUENCE, name)
+    features, target = (valid_entries(keys.get(key), (*location, key), wrong) for key in ("features", "target"))
+    values = {key: keys[key] for key in ("encoder", "order") if key in keys and (*location, key) not in wrong}
+    encoder = values.get("encoder", default_encoder(bool(target)))
+    return SequencePart(name, path_of(*location), features, target, encoder, values.get("order", "newest_last"))
 
 
 def _chunk_part(chunk: Any, location: KeyPath, wrong: set[KeyPath]) -> ChunkPart:

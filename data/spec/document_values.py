@@ -1,7 +1,7 @@
 """The values in a specification's document as pydantic types. Each message says what was found and what to write."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NotRequired, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, Strict, WrapValidator, with_config
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from data.errors import described
-from data.spec.features import MAX_CARDINALITY, MAX_EMBEDDING_DIM, Dtype, name_mistake
+from data.spec.features import MAX_CARDINALITY, MAX_EMBEDDING_DIM, Dtype, Encoder, Order, name_mistake
 from data.spec.task_types import TASK_TYPES
 
 MAX_PATH_LENGTH = 1000
@@ -112,3 +112,27 @@ class ChannelKeys(TypedDict, total=False):
     numerical: ChannelNames
     label: ChannelNames
     map: ChannelNames
+
+
+@with_config(ConfigDict(extra="forbid"))
+class SequenceKeys(TypedDict):
+    """The keys of a sequence."""
+
+    features: Annotated[list[Name], Field(min_length=1), expects("a list, such as [clicked_item, clicked_category]")]
+    target: NotRequired[Annotated[list[Name], expects("a list, such as [item, category]"), NoneIsList]]
+    encoder: NotRequired[Annotated[Encoder, expects_one_of(Encoder)]]
+    order: NotRequired[Annotated[Order, expects_one_of(Order)]]
+
+
+Sequences = Annotated[
+    dict[Name, Annotated[SequenceKeys, expects("a mapping, such as {features: [clicked_item], target: [item]}")]],
+    expects("a mapping of sequences, such as {clicks: {features: [clicked_item], target: [item]}}"),
+    NoneIsMapping,
+]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class EncodedChannelKeys(ChannelKeys, total=False):
+    """The channels, each a list of names, and the sequences."""
+
+    sequence: Sequences

@@ -20,7 +20,7 @@ MAX_SUGGESTIONS = 100
 def embedding_dims(
     spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
 ) -> dict[str, int]:
-    """Returns the embedding width of every categorical feature, one-hot then multi-hot, in channel order.
+    """Returns the embedding width of every categorical feature, one-hot, multi-hot, then those of sequences.
 
     A width comes from the first of these sources that has the feature: `sizes_file` (JSON, {feature: width}),
     `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder, `default_dim`. A width
@@ -36,7 +36,7 @@ def embedding_dims(
         DataError: A file cannot be read, a width is not an integer in [1, 4096], `sizes_file` names none of the
             categorical features, or features that share a table are given different widths.
     """
-    features = spec.onehot + spec.multihot
+    features = spec.categorical
     explicit = read_sizes(Path(sizes_file)) if sizes_file is not None else {}
     if sizes_file is not None and features and not any(feature.name in explicit for feature in features):
         there_are = listed((feature.name for feature in features), len(features))
@@ -108,7 +108,7 @@ def _read_default_file(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str
 
 def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
     """Lists the names in `sizes` that are not categorical features, likely misspellings first; "" if there are none."""
-    features = dict.fromkeys(feature.name for feature in spec.onehot + spec.multihot)
+    features = dict.fromkeys(feature.name for feature in spec.categorical)
     unknown = [name for name in sizes if name not in features]
     without_width = [name for name in features if name not in sizes]
     nearest_names = {name: nearest(name, without_width) for name in unknown[:MAX_SUGGESTIONS]}

@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
 from data.errors import DataError, nearest
-from data.spec.document import Entry, Problem, format_problems
+from data.spec.document import Entry, Problem, SequencePart, format_problems
 from data.spec.features import (
     CHANNELS,
     LABEL,
@@ -24,9 +24,11 @@ from data.spec.features import (
     NUMERICAL,
     ONEHOT,
     SAMPLE_WEIGHT,
+    SEQUENCE,
     Chunk,
     Feature,
     FeatureSequence,
+    default_encoder,
 )
 from data.spec.raw.document import raw_key_of
 from data.spec.validators import check_document
@@ -71,7 +73,8 @@ class FeatureSpec:
         folder: folder that the paths in `sources` are relative to.
         features: {feature name: feature}, in the order of the file.
         sources: {mapping name ("train", "test", ...): chunks of the mapping}.
-        channels: {channel name: feature names}; always contains all five channels, unused ones empty.
+        channels: {channel name: feature names}; always contains all channels, unused ones empty. The channel `sequence`
+            has the features of all `sequences`, one sequence after the other.
         metadata: free-form information about the dataset, as in the file.
         sequences: the sequences of the channel `sequence`, in the order of the file.
     """
@@ -133,6 +136,7 @@ class FeatureSpec:
             },
             channels={channel: _texts(parts.channels[channel]) for channel in CHANNELS},
             metadata=parts.metadata,
+            sequences=tuple(_sequence(part, parts.features) for part in parts.sequences),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class FeatureSpec:
                 ]
                 for mapping, chunks in self.sources.items()
             },
-            "channel_spec": {channel: list(self.channels.get(channel, ())) for channel in CHANNELS},
+            "channel_spec": channel_keys(self.channels, self.sequences),
             "metadata": dict(self.metadata),
         }
 
@@ -235,6 +239,11 @@ class FeatureSpec:
         steps = (self.features[name] for sequence in self.sequences for name in sequence.features)
         return tuple(feature for feature in steps if feature.cardinality is None)
 
+    @cached_property
+    def sequence_of(self) -> dict[str, FeatureSequence]:
+        """{feature name: the sequence that it belongs to}."""
+        return {name: sequence for sequence in self.sequences for name in sequence.features}
+
     @property
     def id_lists(self) -> tuple[Feature, ...]:
         """Features with a list of ids per row: multi-hot features, then those of sequences."""
@@ -244,6 +253,11 @@ class FeatureSpec:
     def number_lists(self) -> tuple[Feature, ...]:
         """Columns with a list of numbers per row: weights of ids of multi-hot features, then numbers of sequences."""
         return self.list_weights + self.sequence_numbers
+
+    @property
+    def categorical(self) -> tuple[Feature, ...]:
+        """Features with ids: one-hot, multi-hot, then those of sequences."""
+        return self.onehot + self.id_lists
 
     @property
     def numerical(self) -> tuple[Feature, ...]:
@@ -299,7 +313,7 @@ class FeatureSpec:
             FeatureSpecError: The new sources are invalid.
         """
         chunks = {mapping: tuple(parts) for mapping, parts in sources.items()}
-        moved = FeatureSpec(Path(folder), self.features, chunks, self.channels, self.metadata)
+        moved = replace(self, folder=Path(folder), sources=chunks)
         return FeatureSpec.from_dict(moved.to_dict(), folder)
 
 
@@ -314,6 +328,27 @@ class PlainRepresenter(SafeRepresenter):
         if str(tag).endswith(":str") and not _PLAIN_TEXT.fullmatch(value):
             style = '"'
         return super().represent_scalar(tag, value, style, anchor)
+
+
+def channel_keys(channels: Mapping[str, Sequence[str]], sequences: Sequence[FeatureSequence]) -> dict[str, Any]:
+    """Returns the section `channel_spec` of a document; without the channel `sequence` if there are no sequences."""
+    keys: dict[str, Any] = {channel: list(channels.get(channel, ())) for channel in CHANNELS if channel != SEQUENCE}
+    return keys | ({SEQUENCE: {each.name: _sequence_keys(each) for each in sequences}} if sequences else {})
+
+
+def _sequence_keys(sequence: FeatureSequence) -> dict[str, Any]:
+    keys: dict[str, Any] = {"features": list(sequence.features)}
+    if sequence.target:
+        keys["target"] = list(sequence.target)
+    if sequence.encoder != default_encoder(bool(sequence.target)):
+        keys["encoder"] = sequence.encoder
+    return keys | ({"order": sequence.order} if sequence.order != "newest_last" else {})
+
+
+def _sequence(part: SequencePart, features: Mapping[str, Feature]) -> FeatureSequence:
+    names = _texts(part.features)
+    length = next(features[name].max_hotness for name in names if features[name].cardinality is not None)
+    return FeatureSequence(part.name, names, _texts(part.target), part.encoder, part.order, length or 1)
 
 
 def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ SEQUENCE = "sequence"
 LABEL = "label"
 MAP = "map"
 
-CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, LABEL, MAP)
-INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL)
+CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, LABEL, MAP)
+INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
@@ -26,6 +26,10 @@ ChunkType = Literal["parquet", "csv"]
 Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
 Wide = Literal["only", "too", "no"]
+Encoder = Literal["sum", "mean", "din", "self_attention"]
+# Encoders of sequences that compare the steps with a target.
+TARGET_ENCODERS = ("din", "self_attention")
+Order = Literal["newest_last", "newest_first"]
 SAMPLE_WEIGHT = "sample_weight"
 LIST_WEIGHTS = "list_weights"
 # Joins the names of a label and of its chain of `given` labels in the metric keys of their joint event
@@ -61,7 +65,7 @@ class Feature:
         name: name of the column.
         dtype: NumPy name of the stored type ("int64"), or None if not stated.
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
-        max_hotness: maximum number of ids per row of a multi-hot feature.
+        max_hotness: maximum number of ids per row of a multi-hot feature, or of steps of a feature of a sequence.
         weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
@@ -151,17 +155,22 @@ class FeatureSequence:
         features: names of its features. Those with a cardinality have ids, the others numbers; at least one has ids.
         target: names of the one-hot features that the steps are compared with, such as the item to be ranked; each
             shares its embedding table with one of `features`.
-        encoder: how a model turns the steps into one vector per feature, a key of `trainer.models.sequences.ENCODERS`.
-        order: whether lists begin with their oldest or their newest step.
+        encoder: how a model turns the steps into one vector per feature.
+        order: whether lists end or begin with their newest step.
         length: largest number of steps; of longer lists, the newest steps are kept.
     """
 
     name: str
     features: tuple[str, ...]
     target: tuple[str, ...] = ()
-    encoder: str = "mean"
-    order: Literal["newest_last", "newest_first"] = "newest_last"
+    encoder: Encoder = "mean"
+    order: Order = "newest_last"
     length: int = 1
+
+
+def default_encoder(has_target: bool) -> Encoder:
+    """Returns the encoder of a sequence that states none."""
+    return "din" if has_target else "mean"
 
 
 @dataclass(frozen=True)

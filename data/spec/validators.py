@@ -5,7 +5,7 @@ by `data.spec.document`, so a rule draws no conclusion from something absent in 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from data.spec.features import (
     PREDICTION_COLUMN,
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
+    SEQUENCE,
     Feature,
     exact_integers,
 )
+from data.spec.sequence_rules import Column, check_sequences
 from data.storage.files import find_escape
 
 # Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
@@ -87,6 +89,7 @@ def check_categorical(parts: Parts) -> Iterator[Problem]:
         if feature.cardinality is None and ("feature_spec", feature.name) not in parts.incomplete:
             expected = "write the largest id + 1 (ids lie in [0, cardinality))"
             yield Problem(_feature_path(feature, "cardinality"), f"is missing; {expected}")
+    for feature in parts.categorical:
         if feature.dtype == BOOL_DTYPE:
             yield from _check_integer_dtype(feature, "ids are integers")
         yield from _check_dtype_holds(feature, "ids")
@@ -111,13 +114,15 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
     channel_of = parts.channel_of()
     for name, keys in parts.stated.items():
         channel = channel_of.get(name)
+        if channel == SEQUENCE:
+            yield from _check_keys_of_steps(name, keys, parts)
         if channel == MULTIHOT and "max_hotness" not in keys and ("feature_spec", name) not in parts.incomplete:
             yield Problem(_feature_path(name, "max_hotness"), "is missing; write the most ids that one row has")
-        if channel not in (MULTIHOT, None):
+        if channel not in (MULTIHOT, SEQUENCE, None):
             for key in sorted(keys.intersection(LIST_KEYS)):
                 message = f"is only for {MULTIHOT} and the feature is in {channel}; remove it or move the feature"
                 yield Problem(_feature_path(name, key), message)
-        if channel not in (*CATEGORICAL_CHANNELS, None):
+        if channel not in (*CATEGORICAL_CHANNELS, SEQUENCE, None):
             for key in sorted(keys.intersection(ID_KEYS)):
                 message = f"is only for categorical features and the feature is in {channel}; remove it"
                 yield Problem(_feature_path(name, key), message)
@@ -125,6 +130,19 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
             for key in sorted(keys.intersection(NUMBER_KEYS)):
                 message = f"is only for {NUMERICAL} features and the feature is in {channel}; remove it"
                 yield Problem(_feature_path(name, key), message)
+
+
+def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iterator[Problem]:
+    """Checks the keys of a feature of a sequence; without a cardinality, it has numbers."""
+    is_complete = ("feature_spec", name) not in parts.incomplete
+    if "cardinality" in keys and "max_hotness" not in keys and is_complete:
+        yield Problem(_feature_path(name, "max_hotness"), "is missing; write the most steps that one row has")
+    if "cardinality" not in keys and is_complete:
+        for key in sorted(set(keys).intersection(ID_KEYS)):
+            yield Problem(_feature_path(name, key), "is only for ids; write the cardinality of the ids, or remove it")
+    if "weights" in keys:
+        message = f"is only for {MULTIHOT}; remove it, and list the weights as one more feature of the sequence"
+        yield Problem(_feature_path(name, "weights"), message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
@@ -148,7 +166,7 @@ def check_tables(parts: Parts) -> Iterator[Problem]:
     The table of a feature that states none is called like the feature.
     """
     first: dict[str, Feature] = {}
-    for feature in parts.in_channels(*CATEGORICAL_CHANNELS):
+    for feature in parts.categorical:
         other = first.setdefault(feature.table or feature.name, feature)
         for key in ("cardinality", "embedding_dim"):
             ours, theirs = getattr(feature, key), getattr(other, key)
@@ -157,6 +175,19 @@ def check_tables(parts: Parts) -> Iterator[Problem]:
                     f"is {ours}, and {theirs} for {other.name!r}, which has the same table; write the same for both"
                 )
                 yield Problem(_feature_path(feature, key), message)
+
+
+def check_all_sequences(parts: Parts) -> Iterator[Problem]:
+    """Checks the sequences; see `check_sequences`."""
+    columns = {
+        feature.name: Column(
+            None if feature.cardinality is None else feature.table or feature.name, feature.max_hotness, feature.wide
+        )
+        for feature in parts.in_channels(ONEHOT, SEQUENCE)
+        if ("feature_spec", feature.name) not in parts.incomplete
+    }
+    is_complete = parts.incomplete.isdisjoint({("channel_spec", channel) for channel in (ONEHOT, SEQUENCE)})
+    yield from check_sequences(parts.sequences, columns, parts.channel_of(), is_complete=is_complete)
 
 
 def check_unseen_values(parts: Parts) -> Iterator[Problem]:
@@ -465,6 +496,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_tables,
     check_unseen_values,
     check_list_weights,
+    check_all_sequences,
     check_keys_of_labels,
     check_tasks,
     check_sample_spaces,

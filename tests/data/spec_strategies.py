@@ -11,8 +11,19 @@ from tests.data.sample_specs import changed
 
 
 def weighted_document() -> Any:
-    """A valid specification whose lists have weights."""
-    return changed({"feature_spec.genres.weights": "note"})
+    """A valid specification whose lists have weights, with a sequence."""
+    changes: dict[str, Any] = {
+        "feature_spec.genres.weights": "note",
+        "feature_spec.seen": {"cardinality": 100, "table": "user", "max_hotness": 2},
+        "feature_spec.ages": {},
+        "channel_spec.sequence": {
+            "views": {"features": ["seen", "ages"], "target": ["user"], "encoder": "din", "order": "newest_last"}
+        },
+    }
+    for mapping, columns in (("train", 3), ("test", 8), ("valid", 7)):
+        changes[f"source_spec.{mapping}[0].features[{columns}]"] = "seen"
+        changes[f"source_spec.{mapping}[0].features[{columns + 1}]"] = "ages"
+    return changed(changes)
 
 
 VALID = yaml.safe_dump(weighted_document(), sort_keys=False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec, FeatureSpecError
-from data.spec.features import CHANNELS, Chunk, Feature
+from data.spec.features import CHANNELS, LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, Chunk, Feature
 from tests.data.sample_specs import changed, check_only_problem, problems_of
 
 DOCUMENT = """
@@ -232,6 +232,7 @@ PLAIN = st.recursive(
     max_leaves=8,
 )
 WEIGHTS = st.floats(1e-300, 1e300)
+PLAIN_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, LABEL)
 
 
 def some_of(**values: st.SearchStrategy) -> st.SearchStrategy:
@@ -268,9 +269,9 @@ def chunks(draw: Any, columns: list[str]) -> list[dict[str, Any]]:
 def documents(draw: Any) -> dict[str, Any]:
     """Valid documents: every kind of feature, labels that depend on each other, columns cut into chunks."""
     names = draw(st.lists(NAMES, min_size=3, max_size=10, unique=True))
-    kinds = ["label", "numerical", *(draw(st.sampled_from([*CHANNELS[:4], "spare"])) for _ in names[2:])]
+    kinds = ["label", "numerical", *(draw(st.sampled_from([*PLAIN_CHANNELS, "spare"])) for _ in names[2:])]
     features: dict[str, Any] = {}
-    channels: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
+    channels: dict[str, list[str]] = {channel: [] for channel in (*PLAIN_CHANNELS, MAP)}
     for name, kind in zip(names, kinds, strict=True):
         features[name] = draw(entries(kind, channels["label"]))
         channels.setdefault(kind, []).append(name)
@@ -296,7 +297,9 @@ def test_round_trip_of_any_specification(document: dict[str, Any], tmp_path_fact
     again = FeatureSpec.read(folder / "feature_spec.yaml")
     assert again == spec
     assert list(again.features) == list(document["feature_spec"])
-    assert {channel: list(names) for channel, names in again.channels.items()} == document["channel_spec"]
+    assert {channel: list(names) for channel, names in again.channels.items()} == document["channel_spec"] | {
+        "sequence": []
+    }
     assert again.metadata == document["metadata"]
 
 

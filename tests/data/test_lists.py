@@ -107,11 +107,15 @@ def test_all_columns_are_selected_without_a_copy():
     assert lists.select([0, 1]) is lists and lists.select([1, 0]) is not lists
 
 
-@given(tables(columns=3), st.lists(st.integers(0, 6), min_size=3, max_size=3))
-def test_cut_keeps_the_first_values(table, longest):
+@given(tables(columns=3), st.lists(st.integers(0, 6), min_size=3, max_size=3), st.booleans())
+def test_cut_keeps_the_first_or_the_last_values(table, longest, keep_last):
     lists = lists_of(table, 3)
-    cut = lists.cut(longest)
-    assert nested(cut) == [[cell[:most] for cell, most in zip(row, longest, strict=True)] for row in table]
+    cut = lists.cut(longest, keep_last=keep_last)
+
+    def kept(cell, most):
+        return cell[max(len(cell) - most, 0) :] if keep_last else cell[:most]
+
+    assert nested(cut) == [[kept(cell, most) for cell, most in zip(row, longest, strict=True)] for row in table]
     fits = all(len(cell) <= most for row in table for cell, most in zip(row, longest, strict=True))
     assert (cut is lists) == fits
 

@@ -201,7 +201,7 @@ def test_cut_lists_are_counted(tmp_path):
             check_rows(batch, frame)
             assert not caught.list
     assert [str(warning.message) for warning in caught] == [
-        "mapping 'train': 8 lists of multi-hot feature 'tags' are longer than its max_hotness and were cut; "
+        "mapping 'train': 8 lists of feature 'tags' are longer than its max_hotness and were cut; "
         "raise max_hotness in the feature specification to keep them whole"
     ]
     assert loader.truncated == {"tags": 8, "topics": 0}

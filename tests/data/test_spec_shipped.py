@@ -24,7 +24,7 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"shared_table.yaml", "two_labels.yaml", "weighted_lists.yaml", "with_map.yaml"}
+OWN |= {"sequence.yaml", "shared_table.yaml", "two_labels.yaml", "weighted_lists.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:
@@ -96,3 +96,5 @@ def test_specifications_show_what_their_name_says() -> None:
     assert {label.task for label in read("multiclass.yaml").labels} == {"binary", "multiclass", "regression"}
     assert read("sample_weight.yaml").sample_weight is not None
     assert len(read("tiny.yaml").inputs) == 3
+    sequence = read("sequence.yaml")
+    assert [each.encoder for each in sequence.sequences] == ["din", "mean"] and sequence.sequence_numbers

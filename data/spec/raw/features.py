@@ -173,7 +173,7 @@ class RawFeatures:
         for name in self.added:
             if name not in features:
                 features[name], stated[name] = Feature(name=name), frozenset()
-        return Parts(features, stated, {}, self.parts.channels, {}, self.parts.incomplete)
+        return Parts(features, stated, channels=self.parts.channels, incomplete=self.parts.incomplete)
 
     # Encodings.
 
