@@ -29,6 +29,7 @@ class CategoricalInput:
         unseen_id: id that exports take for ids out of range; None to fail on these.
         wide: whether the feature is in the wide part only, there too, or not.
         weights: name of the column with a weight for each id; "" if all ids weigh 1.
+        combiner: how the deep part pools several ids, "sum" or "mean"; "" for that of the model.
         sequence: name of the sequence that it belongs to, with an id per step; "" if its ids are pooled.
     """
 
@@ -42,6 +43,7 @@ class CategoricalInput:
     unseen_id: int | None = None
     wide: Wide = "too"
     weights: str = ""
+    combiner: str = ""
     sequence: str = ""
 
     def __post_init__(self) -> None:
@@ -319,6 +321,7 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
                     unseen_id=feature.unseen_id,
                     wide=feature.wide,
                     weights=feature.weights or "",
+                    combiner=feature.combiner or "",
                     sequence=sequence.name if sequence else "",
                 )
             )

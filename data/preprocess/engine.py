@@ -332,6 +332,7 @@ class _Writer:
                 features[name] = replace(
                     feature,
                     weights=stated.weights,
+                    combiner=stated.combiner,
                     embedding_dim=stated.embedding_dim,
                     table=stated.table,
                     wide=stated.wide,

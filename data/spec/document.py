@@ -40,6 +40,7 @@ from data.spec.features import (
     SECTIONS,
     SEQUENCE,
     ChunkType,
+    Combiner,
     Encoder,
     Feature,
     Missing,
@@ -128,6 +129,7 @@ class _FeatureKeys(TypedDict, total=False):
     cardinality: PositiveInteger
     max_hotness: PositiveInteger
     weights: Name
+    combiner: Annotated[Combiner, expects_one_of(Combiner)]
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]

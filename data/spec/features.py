@@ -26,6 +26,7 @@ ChunkType = Literal["parquet", "csv"]
 Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
 Wide = Literal["only", "too", "no"]
+Combiner = Literal["sum", "mean"]
 Encoder = Literal["sum", "mean", "din", "self_attention"]
 # Encoders of sequences that compare the steps with a target.
 TARGET_ENCODERS = ("din", "self_attention")
@@ -38,7 +39,7 @@ JOINT = "+"
 # Columns of a predictions file: the index of the row, and for each label its name with these prefixes.
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
-LIST_KEYS = ("max_hotness", "weights")
+LIST_KEYS = ("max_hotness", "weights", "combiner")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
@@ -67,6 +68,7 @@ class Feature:
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature, or of steps of a feature of a sequence.
         weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
+        combiner: how the deep part pools the ids of a multi-hot feature; None for the model's --combiner.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
         wide: whether a categorical feature is in the wide part only, there too, or not.
@@ -91,6 +93,7 @@ class Feature:
     cardinality: int | None = None
     max_hotness: int | None = None
     weights: str | None = None
+    combiner: Combiner | None = None
     embedding_dim: int | None = None
     table: str | None = None
     wide: Wide = "too"

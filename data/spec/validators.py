@@ -143,6 +143,9 @@ def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iter
     if "weights" in keys:
         message = f"is only for {MULTIHOT}; remove it, and list the weights as one more feature of the sequence"
         yield Problem(_feature_path(name, "weights"), message)
+    if "combiner" in keys:
+        message = f"is only for {MULTIHOT}; remove it, and state the encoder of the sequence"
+        yield Problem(_feature_path(name, "combiner"), message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:

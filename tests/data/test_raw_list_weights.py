@@ -25,7 +25,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "click": {"dtype": "float32"},
     "ts": {"dtype": "int64"},
     "item": {},
-    "tags": {"separator": "|", "max_hotness": 3, "keep": "last", "weights": "confidence"},
+    "tags": {"separator": "|", "max_hotness": 3, "keep": "last", "weights": "confidence", "combiner": "mean"},
     "confidence": {"separator": "|", "encode": [{"fill": 0.5}]},
     "shared": {"column": "tags", "separator": "|", "table": "item", "weights": "logs"},
     "logs": {"column": "confidence", "separator": "|", "encode": [{"fill": "mean"}, "log1p"]},
@@ -162,10 +162,11 @@ def test_a_weight_belongs_to_its_id(made):
         assert list(zip(found["tags"][row], found["confidence"][row], strict=True)) == pairs
 
 
-def test_the_dataset_states_the_weights(made, capsys):
+def test_the_dataset_states_weights_and_combiner(made, capsys):
     _, _, _, data = made
     spec = FeatureSpec.read(data / "feature_spec.yaml")
     assert {feature.name: feature.weights for feature in spec.weighted} == LISTS
+    assert {feature.name: feature.combiner for feature in spec.multihot if feature.combiner} == {"tags": "mean"}
     for name in LISTS.values():
         assert (spec.features[name].dtype, spec.features[name].max_hotness) == ("float32", None)
     assert check_dataset.main([str(data)]) == 0

@@ -70,6 +70,7 @@ REPORTED_WHERE_CHANGED = [
     (f"{F}.clicked.separator", GONE, "is missing: CSV files hold lists as text"),
     (f"{F}.seen.max_hotness", 5, "is stated by history"),
     (f"{F}.note.keep", "last", "is only for lists"),
+    (f"{F}.item.combiner", "mean", "is only for multihot_categorical, and the feature is in"),
     (f"{F}.site_by_hour.keep", "last", "is only for multihot_categorical, and the feature is in onehot_categorical"),
     (f"{F}.clicked_by_slot.separator", " ", "is for values read from files, and those of encode.cross are not"),
     # Keys of one kind of encoding.

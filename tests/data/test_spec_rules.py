@@ -57,6 +57,9 @@ REPORTED_WHERE_CHANGED = [
     ("feature_spec.user.weights", "note",
      "is only for multihot_categorical and the feature is in onehot_categorical; remove it or move the feature"),
     ("feature_spec.age.weights", "note", "is only for multihot_categorical and the feature is in numerical"),
+    # The combiner.
+    ("feature_spec.genres.combiner", "max", "is the string 'max'; write one of sum, mean"),
+    ("feature_spec.user.combiner", "mean", "is only for multihot_categorical and the feature is in onehot_categorical"),
     # The sample weight.
     ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
     ("feature_spec.click.negative_rate", 0.5, "is only for the column with role: sample_weight; remove it"),

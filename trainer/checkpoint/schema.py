@@ -29,6 +29,7 @@ class FeatureEntry:
         table: embedding table of a categorical feature, if it is not called like the feature.
         wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
         weights: name of the column with the weights of a multi-hot feature's ids.
+        combiner: how the deep part pools a multi-hot feature's ids, if the feature states it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FeatureEntry:
     table: str | None = None
     wide: str | None = None
     weights: str | None = None
+    combiner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class ModelSchema:
                 spec.features[name].table if spec.features[name].table != name else None,
                 spec.features[name].wide if spec.features[name].wide != "too" else None,
                 spec.features[name].weights,
+                spec.features[name].combiner,
             )
             for channel in INPUT_CHANNELS
             for name in spec.channels[channel]

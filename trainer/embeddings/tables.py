@@ -18,7 +18,7 @@ from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_wide
 from trainer.embeddings.initialization import NormalTable, draw_tables
 from trainer.embeddings.shards import Routes, Shards
-from trainer.layout import InputSchema
+from trainer.layout import CategoricalInput, InputSchema
 from trainer.process import device
 from trainer.seeds import seed_of
 from trainer.variables import TableRows, initial_value
@@ -62,7 +62,8 @@ class EmbeddingTables(keras.layers.Layer):
     Args:
         layout: layout of the features.
         outputs: number of logits of the wide part; 0 for no wide part.
-        combiner: how the deep part pools the ids of a multi-hot feature; the wide part always sums.
+        combiner: how the deep part pools the ids of a multi-hot feature that states no combiner of its own; the wide
+            part always sums.
         seed: seed of the initial weights.
         init_std: standard deviation of the deep tables' normal initialization; None for Glorot's.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
@@ -296,7 +297,7 @@ class EmbeddingTables(keras.layers.Layer):
         for feature in group.pooled:
             columns = slice(start, start + feature.hotness)
             total = tf.reduce_sum((rows * weights)[:, columns], axis=1)
-            if self.combiner == "mean" and feature.multihot:
+            if self._takes_means(feature):
                 total = tf.math.divide_no_nan(total, tf.reduce_sum(weights[:, columns], axis=1))
             pooled.append(total)
             start += feature.hotness
@@ -342,12 +343,18 @@ class EmbeddingTables(keras.layers.Layer):
 
         Gradients are divided in the same way, from those of the means to those of the rows.
         """
-        return tuple(
-            tf.math.divide_no_nan(values, lookups[index].counts[:, :, tf.newaxis])
-            if self.combiner == "mean" and self.groups[index].has_lists
-            else values
-            for index, values in enumerate(slots)
-        )
+        combined = []
+        for index, values in enumerate(slots):
+            takes_means = [self._takes_means(feature) for feature in self.groups[index].pooled]
+            if any(takes_means):
+                counts = tf.where(takes_means, lookups[index].counts, 1.0)  # [batch, features]
+                values = tf.math.divide_no_nan(values, counts[:, :, tf.newaxis])
+            combined.append(values)
+        return tuple(combined)
+
+    def _takes_means(self, feature: CategoricalInput) -> bool:
+        """Returns whether the deep part takes the mean over a feature's ids, not their sum."""
+        return feature.multihot and (feature.combiner or self.combiner) == "mean"
 
     # Creation
 

@@ -53,7 +53,7 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, Wide, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Combiner, Feature, Missing, Wide, name_mistake
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -317,6 +317,7 @@ class RawFeatureKeys(TypedDict, total=False):
     max_hotness: PositiveInteger
     keep: Annotated[Keep, expects_one_of(Keep)]
     weights: Name
+    combiner: Annotated[Combiner, expects_one_of(Combiner)]
     history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger

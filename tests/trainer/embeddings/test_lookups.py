@@ -31,7 +31,9 @@ def layouts(draw: st.DrawFn) -> InputSchema:
         size = (cardinality, width) if shared is None else (shared.cardinality, shared.width, shared.table)
         wide = draw(st.sampled_from(["only", "too", "too", "no"]))
         weights = draw(st.sampled_from(["", f"weights of f{index}"])) if multihot else ""
-        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size, wide=wide, weights=weights))
+        combiner = draw(st.sampled_from(["", "sum", "mean"])) if multihot else ""
+        more = {"wide": wide, "weights": weights, "combiner": combiner}
+        features.append(CategoricalInput(f"f{index}", start, hotness, multihot, *size, **more))
         start += hotness
     sequences = []
     for number in range(draw(st.integers(0, 2))):
@@ -91,7 +93,7 @@ def pooled_by_hand(
             present = [(number, weight) for number, weight in zip(own, of_ids, strict=True) if number >= 0]
             total = sum(weight for _, weight in present)
             for number, weight in present if total else []:
-                share = weight / total if tables.combiner == "mean" else weight
+                share = weight / total if (feature.combiner or tables.combiner) == "mean" else weight
                 if feature.wide != "only" and not feature.sequence:
                     deep[feature.name][row] += share * values[f"deep.{feature.table}"][number]
                 if feature.wide != "no":
