@@ -185,6 +185,13 @@ class ModelOptions(Section):
         at_least=1,
         required=True,
     )
+    training_only_hidden_units: Units = option(
+        (16,), "units of each hidden layer of the tower of features with `serve`", at_least=1
+    )
+    training_only_embedding_dim: int = option(8, "width of the embeddings in that tower", at_least=1)
+    training_only_dropout: float = option(
+        0.1, "share of the training rows in which that tower sees what predictions are served with", at_least=0, below=1
+    )
     attention_heads: int = option(4, "heads of a sequence with `encoder: self_attention`", at_least=1)
 
     @property

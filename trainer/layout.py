@@ -11,7 +11,7 @@ import numpy as np
 from data.loading.batch import PAD, Ids
 from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import FeatureSequence, Wide
+from data.spec.features import ONEHOT, FeatureSequence, Wide
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,21 @@ class SequenceInput:
         object.__setattr__(self, "targets", self.targets or ("",) * len(self.features))
 
 
+@dataclass(frozen=True)
+class TrainingOnly:
+    """The features that are known in training alone, those with ids first.
+
+    Attributes:
+        names: names of the features.
+        cardinalities: number of ids of each feature with ids.
+        serve: the id or number that each feature has in predictions.
+    """
+
+    names: tuple[str, ...] = ()
+    cardinalities: tuple[int, ...] = ()
+    serve: tuple[float, ...] = ()
+
+
 class SequenceSteps(NamedTuple):
     """The steps of a sequence in the rows of a batch, counted from the newest one: NumPy arrays or tensors.
 
@@ -147,11 +162,13 @@ class InputSchema:
             sequences.
         numerical: names of the numerical features, those of sequences excepted.
         sequences: the sequences.
+        training_only: the features that are known in training alone, which are none of the others.
     """
 
     categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
     sequences: tuple[SequenceInput, ...] = ()
+    training_only: TrainingOnly = TrainingOnly()
 
     @cached_property
     def columns(self) -> Mapping[str, int]:
@@ -278,6 +295,11 @@ class InputSchema:
         return sum(columns.width for columns in self.deep)
 
 
+def training_only_of(values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return features known in training alone, [batch, features] float32, as a step takes them: empty without any."""
+    return (values,) if values.shape[1] else ()
+
+
 def from_newest(lists: Lists, newest_first: Sequence[bool]) -> np.ndarray:
     """Return the place of each value in its list, [values] int64, counted from the newest one.
 
@@ -327,7 +349,18 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
             )
             start += hotness
     sequences = tuple(_sequence_input(sequence, spec) for sequence in spec.sequences)
-    return InputSchema(tuple(columns), tuple(feature.name for feature in spec.numerical), sequences)
+    numerical = tuple(feature.name for feature in spec.numerical)
+    return InputSchema(tuple(columns), numerical, sequences, _training_only(spec))
+
+
+def _training_only(spec: FeatureSpec) -> TrainingOnly:
+    """Return the layout of the features known in training alone."""
+    with_ids = [feature for feature in spec.training_only if spec.channel_of[feature.name] == ONEHOT]
+    return TrainingOnly(
+        names=tuple(feature.name for feature in spec.training_only),
+        cardinalities=tuple(feature.cardinality or 0 for feature in with_ids),
+        serve=tuple(feature.serve or 0.0 for feature in spec.training_only),
+    )
 
 
 def _sequence_input(sequence: FeatureSequence, spec: FeatureSpec) -> SequenceInput:

@@ -14,7 +14,7 @@ from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import Pooled
-from trainer.layout import SequenceSteps
+from trainer.layout import SequenceSteps, training_only_of
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
@@ -40,6 +40,7 @@ class StepInput(NamedTuple):
         weights: sample weights, [batch] float32; 0 for padding rows.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
         sequences: the steps of each sequence.
+        training_only: features known in training alone, [batch, features] float32, if there are any; otherwise empty.
     """
 
     lookups: tuple[Lookups[tf.Tensor], ...]
@@ -48,6 +49,7 @@ class StepInput(NamedTuple):
     weights: tf.Tensor
     groups: tuple[tf.Tensor, ...] = ()
     sequences: tuple[SequenceSteps, ...] = ()
+    training_only: tuple[tf.Tensor, ...] = ()
 
 
 def step_input(
@@ -68,6 +70,7 @@ def step_input(
         weights=batch.weights,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
         sequences=tuple(sequences),
+        training_only=training_only_of(batch.training_only),
     )
     return tf.nest.map_structure(tf.convert_to_tensor, rows)
 
@@ -88,6 +91,7 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
         tf.TensorSpec([rows], tf.float32),
         (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
         model.sequence_specs(rows),
+        model.training_only_specs(rows),
     )
 
 
@@ -325,7 +329,7 @@ class TrainStep:
 
     def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        logits = self.model.logits(pooled, batch.numerical, batch.sequences, context)
+        logits = self.model.logits(pooled, batch.numerical, batch.sequences, batch.training_only, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:

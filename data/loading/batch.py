@@ -58,6 +58,9 @@ class Batch(NamedTuple):
         weights: [batch] float32 sample weights; 1 if the dataset has no such column, 0 for padding.
         group: [batch] int64 values of the map feature, or None if they were not requested.
         rows: [batch] int64 positions of the rows in the dataset (files in order), PAD for padding.
+        training_only: [batch, features known in training alone] float32, ids and numbers in the order of
+            `FeatureSpec.training_only`, or what they are served with if the rows are to be predicted or the mapping
+            lacks them.
         extra: one [batch] array per requested extra column, in its stored dtype (object for text); 0 or None for
             padding.
     """
@@ -70,6 +73,7 @@ class Batch(NamedTuple):
     weights: np.ndarray
     group: np.ndarray | None
     rows: np.ndarray
+    training_only: np.ndarray = np.empty((0, 0), np.float32)
     extra: tuple[np.ndarray, ...] = ()
 
     @property
@@ -89,6 +93,7 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
         weights=empty_array((rows,), np.float32),
         group=empty_array((rows,), np.int64) if with_group else None,
         rows=empty_array((rows,), np.int64),
+        training_only=empty_array((rows, len(spec.training_only)), np.float32),
         extra=tuple(empty_array((rows,), dtype) for dtype in extra_dtypes),
     )
 
@@ -98,7 +103,7 @@ def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence
 
     Each id and each number of a list takes another ITEM_BYTES.
     """
-    columns = len(spec.onehot) + len(spec.numerical) + len(spec.labels)
+    columns = len(spec.onehot) + len(spec.numerical) + len(spec.training_only) + len(spec.labels)
     # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`. 12 bytes: the int32
     # length of a list, and the int64 position of its end.
     lists = 12 * (len(spec.id_lists) + len(spec.number_lists))

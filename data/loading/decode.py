@@ -74,7 +74,7 @@ def batch_columns(
         sequence = spec.sequence_of.get(feature.name)
         longest = described.longest or 1 if field in LIST_DTYPES else None
         keep_last = sequence is not None and sequence.order == "newest_last"
-        policy = oov_policy if field in ("onehot", "id_lists") else "error"
+        policy = oov_policy if described.has_ids and field != "group" else "error"
         if policy == "unseen" and feature.unseen_id is None:
             policy = "error"
         return BatchColumn(
@@ -85,6 +85,7 @@ def batch_columns(
     columns += [column(feature, "id_lists", slot) for slot, feature in enumerate(spec.id_lists)]
     columns += [column(feature, "number_lists", slot) for slot, feature in enumerate(spec.number_lists)]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
+    columns += [column(feature, "training_only", slot) for slot, feature in enumerate(spec.training_only)]
     columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
     if spec.sample_weight is not None:
         columns.append(column(spec.sample_weight, "weights"))
@@ -160,7 +161,7 @@ def usable_values(
         return values, np.zeros(0, np.int64)
     wrong = np.flatnonzero(~column.domain.allows(values))
     # Only integral ids may be replaced: NaN or 1.5 is damage, not an unseen id.
-    is_id = column.field in ("onehot", "id_lists")
+    is_id = column.field != "group" and column.feature is not None and column.feature.has_ids
     whole = is_id & np.isfinite(values[wrong]) & (values[wrong] == np.floor(values[wrong]))
     rejected = wrong if column.oov_policy == "error" else wrong[~whole]
     if len(rejected):
@@ -235,7 +236,9 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
         DataError: if a value is missing or out of range, naming the file, the row and the value.
     """
     # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
-    matrices: dict[str, list[tuple[int, np.ndarray]]] = {"onehot": [], "numerical": [], "labels": []}
+    matrices: dict[str, list[tuple[int, np.ndarray]]] = {
+        field: [] for field in ("onehot", "numerical", "training_only", "labels")
+    }
     lists: dict[str, Lists] = {}
     lengths: dict[str, np.ndarray] = {}
     cut: dict[str, int] = {}

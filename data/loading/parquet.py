@@ -296,9 +296,14 @@ class ParquetReader:
         columns = batch_columns(spec, with_group=with_group, extra_columns=extra_columns, oov_policy=oov_policy)
         if not needs_labels:
             columns = _without_needed_labels(columns, chunks)
+        columns = _without_served(columns, chunks, is_served=not needs_labels)
         fields = [column.field for column in columns]
         self._lacks_labels = fields.count("labels") < len(spec.labels)
         self._lacks_weights = "weights" not in fields
+        held = {column.name for column in columns}
+        self._served = [
+            (slot, feature.serve) for slot, feature in enumerate(spec.training_only) if feature.name not in held
+        ]
         assigned = _assign(columns, chunks, chunk_files, mapping)
         self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
         _check_columns(self._groups)
@@ -376,6 +381,8 @@ class ParquetReader:
             out.weights[:] = 1
         if self._lacks_labels:
             out.labels[:] = np.nan
+        for slot, value in self._served:
+            out.training_only[:, slot] = value
         lists: dict[str, list[Lists]] = {}
         lengths: dict[str, list[np.ndarray]] = {}
         cut: Counter[str] = Counter()
@@ -457,6 +464,12 @@ def _without_needed_labels(columns: Sequence[BatchColumn], chunks: Sequence[Chun
     kept = [column for column in columns if column.field not in ("labels", "weights")]
     labels = [column for column in columns if column.field == "labels" and column.name in held]
     return kept + [replace(label, domain=replace(label.domain, may_miss=True)) for label in labels]
+
+
+def _without_served(columns: Sequence[BatchColumn], chunks: Sequence[Chunk], *, is_served: bool) -> list[BatchColumn]:
+    """Drop the features known in training alone if the rows are served, or the mapping lacks them."""
+    held = set() if is_served else {name for chunk in chunks for name in chunk.features}
+    return [column for column in columns if column.field != "training_only" or column.name in held]
 
 
 def _check_columns(groups: list[ColumnGroup]) -> None:

@@ -138,6 +138,7 @@ class _FeatureKeys(TypedDict, total=False):
     oov_buckets: PositiveInteger
     unseen_with: Name
     unseen_value: Number
+    serve: Number
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

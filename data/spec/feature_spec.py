@@ -25,6 +25,7 @@ from data.spec.features import (
     ONEHOT,
     SAMPLE_WEIGHT,
     SEQUENCE,
+    SERVE_CHANNELS,
     Chunk,
     Feature,
     FeatureSequence,
@@ -204,8 +205,8 @@ class FeatureSpec:
 
     @property
     def onehot(self) -> tuple[Feature, ...]:
-        """Features with exactly one id per row."""
-        return self.channel(ONEHOT)
+        """Features with exactly one id per row, except for those known in training alone."""
+        return tuple(feature for feature in self.channel(ONEHOT) if feature.serve is None)
 
     @property
     def multihot(self) -> tuple[Feature, ...]:
@@ -261,8 +262,14 @@ class FeatureSpec:
 
     @property
     def numerical(self) -> tuple[Feature, ...]:
-        """Features with one number per row."""
-        return self.channel(NUMERICAL)
+        """Features with one number per row, except for those known in training alone."""
+        return tuple(feature for feature in self.channel(NUMERICAL) if feature.serve is None)
+
+    @property
+    def training_only(self) -> tuple[Feature, ...]:
+        """Features known in training alone: those with one id per row, then those with one number."""
+        known = (feature for channel in SERVE_CHANNELS for feature in self.channel(channel))
+        return tuple(feature for feature in known if feature.serve is not None)
 
     @property
     def labels(self) -> tuple[Feature, ...]:

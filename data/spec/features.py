@@ -41,6 +41,10 @@ ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
 LIST_KEYS = ("max_hotness", "weights", "combiner")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
+SERVE = "serve"
+SERVE_CHANNELS = (ONEHOT, NUMERICAL)
+# A feature known in training alone has a dense table, whose rows are all updated in every step.
+MAX_SERVE_CARDINALITY = 10_000
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
 
@@ -77,6 +81,8 @@ class Feature:
         oov_buckets: number of ids over which unseen values are spread, from `unseen_id` on; None for 1.
         unseen_with: name of the one-hot feature that is made from the same raw column as this numerical feature.
         unseen_value: value of this feature for a value of that column unseen in training.
+        serve: value that a feature known in training alone, such as the position of an ad, has in predictions; None
+            for a feature that predictions know.
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
@@ -102,6 +108,7 @@ class Feature:
     oov_buckets: int | None = None
     unseen_with: str | None = None
     unseen_value: float | None = None
+    serve: float | None = None
     task: str = "binary"
     loss_weight: float = 1.0
     positive_weight: float = 1.0

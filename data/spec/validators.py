@@ -24,6 +24,7 @@ from data.spec.features import (
     LABEL_KEYS,
     LIST_KEYS,
     MAP,
+    MAX_SERVE_CARDINALITY,
     MULTIHOT,
     NEGATIVE_RATE,
     NUMBER_KEYS,
@@ -33,6 +34,8 @@ from data.spec.features import (
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
     SEQUENCE,
+    SERVE,
+    SERVE_CHANNELS,
     Feature,
     exact_integers,
 )
@@ -146,6 +149,43 @@ def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iter
     if "combiner" in keys:
         message = f"is only for {MULTIHOT}; remove it, and state the encoder of the sequence"
         yield Problem(_feature_path(name, "combiner"), message)
+
+
+def check_serve(parts: Parts) -> Iterator[Problem]:
+    """Checks the constants that features known in training alone are served with, and that other inputs exist."""
+    channel_of = parts.channel_of()
+    served = [feature for feature in parts.features.values() if feature.serve is not None]
+    for feature in served:
+        yield from _check_served(feature, channel_of.get(feature.name), parts.stated[feature.name])
+    names = {feature.name for feature in served}
+    for other in parts.features.values():
+        for key, name in (("table", other.table), ("unseen_with", other.unseen_with)):
+            if name in names and name != other.name:
+                message = f"{name!r} has `{SERVE}`, so that predictions do not know it; name another feature"
+                yield Problem(_feature_path(other, key), message)
+    inputs = {("channel_spec", channel) for channel in INPUT_CHANNELS}
+    known = [feature for feature in parts.in_channels(*INPUT_CHANNELS) if feature.serve is None]
+    if served and not known and parts.incomplete.isdisjoint(inputs):
+        message = f"has only features with `{SERVE}`, which predictions do not know; list another one"
+        yield Problem("channel_spec", message)
+
+
+def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) -> Iterator[Problem]:
+    path = _feature_path(feature, SERVE)
+    if channel not in (*SERVE_CHANNELS, None):
+        message = f"is only for {' and '.join(SERVE_CHANNELS)}, and the feature is in {channel}; remove it"
+        yield Problem(path, message)
+    if channel != ONEHOT or feature.cardinality is None:
+        return
+    if feature.serve not in range(feature.cardinality):
+        message = f"is {feature.serve:g}, and ids are whole numbers in [0, {feature.cardinality}); write one of them"
+        yield Problem(path, message)
+    if feature.cardinality > MAX_SERVE_CARDINALITY:
+        message = f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
+        yield Problem(path, message)
+    for key in sorted({"embedding_dim", "table", "wide"}.intersection(keys)):
+        message = f"has no meaning for a feature with `{SERVE}`, which has a tower of its own; remove it"
+        yield Problem(_feature_path(feature, key), message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
@@ -432,18 +472,18 @@ def check_chunk_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
-    """Checks that every mapping has all inputs, and that train also has the labels and the sample weight.
+    """Checks that every mapping has all inputs, and that train also has the labels and what else training needs.
 
     Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
     labels is evaluated.
     """
-    inputs = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS)}
+    inputs = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS) if feature.serve is None}
     inputs |= {feature.weights: None for feature in parts.in_channels(MULTIHOT) if feature.weights in parts.features}
-    labels = {feature.name: None for feature in parts.in_channels(LABEL)}
-    weights = {feature.name: None for feature in parts.features.values() if feature.role is not None}
+    of_train = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS, LABEL)}
+    of_train |= {feature.name: None for feature in parts.features.values() if feature.role is not None}
     for mapping, chunks in parts.sources.items():
         held = {entry.text for chunk in chunks for entry in chunk.features}
-        needed = inputs | labels | weights if mapping == "train" else inputs
+        needed = inputs | of_train if mapping == "train" else inputs
         # Iterates over the columns held rather than needed: fast for many mappings with few of many features.
         count = len(needed) - sum(name in needed for name in held)
         if count and ("source_spec", mapping) not in parts.incomplete:
@@ -495,6 +535,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_categorical,
     check_map,
     check_keys_of_inputs,
+    check_serve,
     check_reserved_ids,
     check_tables,
     check_unseen_values,

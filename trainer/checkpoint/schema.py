@@ -30,6 +30,7 @@ class FeatureEntry:
         wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
         weights: name of the column with the weights of a multi-hot feature's ids.
         combiner: how the deep part pools a multi-hot feature's ids, if the feature states it.
+        serve: value in predictions of a feature that is known in training alone.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FeatureEntry:
     wide: str | None = None
     weights: str | None = None
     combiner: str | None = None
+    serve: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from trainer.models.interactions import INTERACTIONS, Interacted
 from trainer.models.network import Network
 from trainer.models.sequences import Sequences, steps_of
 from trainer.models.step_context import StepContext
+from trainer.models.training_only import TrainingOnlyTower
 from trainer.models.weights import named
 from trainer.variables import TableRows
 
@@ -26,7 +27,8 @@ class RankingModel(keras.Model):
 
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
     Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
-    one number each, which only the network sees.
+    one number each, which only the network sees. A tower of features that are known in training alone
+    adds its own logits.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
@@ -62,6 +64,11 @@ class RankingModel(keras.Model):
             self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
         self.sequences = Sequences(options, layout, self.embeddings.deep_groups, network.dense_config)
         self.interaction = INTERACTIONS[options.interaction](options, layout, network.outputs, network.dense_config)
+        self.training_only = (
+            TrainingOnlyTower(layout.training_only, options, network.outputs, network.dense_config)
+            if layout.training_only.names
+            else None
+        )
         self._network_layers = list(_layers_in(vars(network)))  # for Keras to find their weights
         self.built = True
         with keras.name_scope(self.name, caller=self):  # layers create their weights when they are first called
@@ -72,6 +79,8 @@ class RankingModel(keras.Model):
             network.call(
                 self.deep_input(Pooled(tuple(deep), (), tuple(steps)), tf.zeros((1, len(layout.numerical))), sequences)
             )
+            if self.training_only is not None:
+                self.training_only(None)
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -86,8 +95,9 @@ class RankingModel(keras.Model):
 
     @property
     def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights of the sequences' encoders, of the interaction and of the network."""
+        """Trainable weights of the sequences' encoders, of the interaction, of the network and of the tower."""
         layers = [self.sequences, self.interaction, *self._network_layers]
+        layers += [] if self.training_only is None else [self.training_only]
         return [weight for layer in layers for weight in layer.trainable_variables]
 
     @property
@@ -112,6 +122,11 @@ class RankingModel(keras.Model):
             for sequence in self.layout.sequences
         )
 
+    def training_only_specs(self, rows: int | None) -> tuple[tf.TensorSpec, ...]:
+        """Returns the types of the features known in training alone, if there are any; `rows` as above."""
+        features = len(self.layout.training_only.names)
+        return (tf.TensorSpec([rows, features], tf.float32),) if features else ()
+
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
         """Returns the embeddings of a batch. A collective if tables are sharded."""
         return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
@@ -135,6 +150,7 @@ class RankingModel(keras.Model):
         embedded: Pooled,
         numerical: tf.Tensor,
         sequences: Sequence[SequenceSteps] = (),
+        training_only: Sequence[tf.Tensor] = (),
         context: StepContext | None = None,
     ) -> tf.Tensor:
         """Computes logits from embeddings. In training, the context collects penalties.
@@ -143,6 +159,8 @@ class RankingModel(keras.Model):
             embedded: the embeddings.
             numerical: [batch, numerical] float32.
             sequences: the steps of each sequence.
+            training_only: features known in training alone, [batch, features] float32; empty for what predictions are
+                served with.
             context: None outside training.
 
         Returns:
@@ -150,6 +168,8 @@ class RankingModel(keras.Model):
         """
         interacted = self._interacted(embedded, numerical, sequences, context)
         logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
+        if self.training_only is not None:
+            logits += self.training_only(*training_only or [None], context=context)
         if self.wide_weights:
             slopes, bias = self.wide_weights
             # The wide part is float32 throughout.

@@ -1,0 +1,70 @@
+"""The tower of features that are known in training alone, such as the position at which an ad was shown."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from trainer.config import ModelOptions
+from trainer.layout import TrainingOnly
+from trainer.models.layers import MLP, Dense, DenseConfig
+from trainer.models.step_context import StepContext
+from trainer.seeds import seed_of
+
+
+class TrainingOnlyTower(keras.layers.Layer):
+    """A shallow tower whose logits are added to those of the model (Zhao et al., RecSys 2019, section 4.3).
+
+    It learns how much such features as the position contribute to the labels, so that the rest of the model does not
+    have to. In training, a row is served like a prediction with the probability --training_only_dropout: as in the
+    paper, the tower must not explain everything.
+
+    Args:
+        features: the features.
+        options: the model's flags.
+        outputs: number of logits.
+        config: configuration of hidden layers.
+    """
+
+    def __init__(self, features: TrainingOnly, options: ModelOptions, outputs: int, config: DenseConfig):
+        super().__init__(name="training_only", dtype="float32", autocast=False)
+        self.features, self._rate = features, options.training_only_dropout
+        plain = DenseConfig(config.activation, compute_dtype=config.compute_dtype, seed=config.seed)
+        self.hidden = MLP(options.training_only_hidden_units, plain, name="hidden")
+        self.head = Dense(outputs, config.logits, use_bias=False, name="head")
+        width = options.training_only_embedding_dim
+        self.tables = []
+        for name, cardinality in zip(features.names, features.cardinalities, strict=False):
+            seed = seed_of(config.seed, f"training_only/{name}")
+            initializer = keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
+            self.tables.append(self.add_weight(shape=(cardinality, width), initializer=initializer, name=f"id.{name}"))
+
+    def call(self, values: tf.Tensor | None, context: StepContext | None = None) -> tf.Tensor:
+        """Computes the tower's logits, [batch, outputs] float32.
+
+        Args:
+            values: ids and numbers, [batch, features] float32; None for what predictions are served with, for which
+                the result is [1, outputs].
+            context: None outside training.
+        """
+        served = tf.constant([self.features.serve], tf.float32)  # [1, features]
+        if values is None:
+            values = served
+        elif context is not None and self._rate:
+            seed = context.dropout_seed + [0, seed_of(0, self.path) % 2**20]
+            is_served = tf.random.stateless_uniform([tf.shape(values)[0], 1], seed) < self._rate
+            values = tf.where(is_served, served, values)
+        ids = tf.cast(values[:, : len(self.tables)], tf.int64)
+        embedded = [rows_of(table.value, ids[:, column]) for column, table in enumerate(self.tables)]
+        hidden = self.hidden(tf.concat([*embedded, values[:, len(self.tables) :]], axis=1), context=context)
+        return self.head(hidden, context=context)
+
+
+def rows_of(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """Returns the rows of a small table, [ids, width]; its gradient has all rows, like that of any dense weight."""
+
+    @tf.custom_gradient
+    def rows(weights: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return tf.gather(weights, ids), lambda upstream: tf.math.unsorted_segment_sum(upstream, ids, table.shape[0])
+
+    return tf.convert_to_tensor(rows(tf.convert_to_tensor(table)))
