@@ -181,7 +181,9 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
         message = f"is {feature.serve:g}, and ids are whole numbers in [0, {feature.cardinality}); write one of them"
         yield Problem(path, message)
     if feature.cardinality > MAX_SERVE_CARDINALITY:
-        message = f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
+        message = (
+            f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
+        )
         yield Problem(path, message)
     for key in sorted({"embedding_dim", "table", "wide"}.intersection(keys)):
         message = f"has no meaning for a feature with `{SERVE}`, which has a tower of its own; remove it"

@@ -60,6 +60,12 @@ REPORTED_WHERE_CHANGED = [
     # The combiner.
     ("feature_spec.genres.combiner", "max", "is the string 'max'; write one of sum, mean"),
     ("feature_spec.user.combiner", "mean", "is only for multihot_categorical and the feature is in onehot_categorical"),
+    # Features known in training alone.
+    ("feature_spec.user.serve", 2.5, "is 2.5, and ids are whole numbers in [0,"),
+    ("feature_spec.user.serve", -1, "is -1, and ids are whole numbers in [0,"),
+    ("feature_spec.genres.serve", 1, "is only for onehot_categorical and numerical, and the feature is in multihot_"),
+    ("feature_spec.click.serve", 1, "is only for onehot_categorical and numerical, and the feature is in label"),
+    ("feature_spec.age.serve", "old", "is the string 'old'; write a"),
     # The sample weight.
     ("feature_spec.note.role", "sample_weight", "is sample_weight, as is that of 'weight'; keep one"),
     ("feature_spec.click.negative_rate", 0.5, "is only for the column with role: sample_weight; remove it"),
@@ -146,6 +152,21 @@ REPORTED_ELSEWHERE = [
      "lacks click; add to the features of a chunk, or remove from channel_spec"),
     ("source_spec.train", {"source_spec.train[0].features": COLUMNS[:4], "source_spec.train[1].features": COLUMNS[4:5]},
      "lacks weight; add to the features of a chunk"),
+    ("feature_spec.user.wide", {"feature_spec.user.serve": 1, "feature_spec.user.wide": "no"},
+     "has no meaning for a feature with `serve`"),
+    ("feature_spec.user.serve", {"feature_spec.user.serve": 1, "feature_spec.user.cardinality": 10_001},
+     "is for at most 10,000 ids, and the feature has 10,001; remove it"),
+    ("feature_spec.genres.table", {"feature_spec.user.serve": 1, "feature_spec.genres.table": "user",
+                                   "feature_spec.user.cardinality": 8},
+     "'user' has `serve`, so that predictions do not know it; name another feature"),
+    ("feature_spec.age.unseen_with", {"feature_spec.user.serve": 1, "feature_spec.age.unseen_with": "user",
+                                      "feature_spec.age.unseen_value": 0.5},
+     "'user' has `serve`, so that predictions do not know it; name another feature"),
+    ("channel_spec", {"feature_spec.age.serve": 0.5, "channel_spec.onehot_categorical": [],
+                      "channel_spec.multihot_categorical": []},
+     "has only features with `serve`, which predictions do not know; list another one"),
+    ("source_spec.train", {"feature_spec.age.serve": 0.5, "source_spec.train[0].features": ["user", "genres"]},
+     "lacks age; add to the features of a chunk"),
     ("source_spec.test", {"source_spec.test[0].features": ["note", "session"]},
      "lacks user, genres, age; add"),
 ]  # fmt: skip
@@ -170,6 +191,10 @@ ALLOWED = {
     "a cardinality of 2 at a binary label": {"feature_spec.click.cardinality": 2},
     "keys of a list column at a feature in no channel": {
         "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}
+    },
+    "a feature known in training alone that only train has": {
+        "feature_spec.age.serve": -0.5,
+        "source_spec.test[0].features": [name for name in (*COLUMNS, "session") if name != "age"],
     },
     "weights of ids": {"feature_spec.genres.weights": "note", "feature_spec.note.dtype": "int16"},
     "weights of a feature in no channel": {

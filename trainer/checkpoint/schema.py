@@ -98,7 +98,7 @@ class ModelSchema:
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
         """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
-            FeatureEntry(name, channel)
+            FeatureEntry(name, channel, serve=spec.features[name].serve)
             if spec.features[name].cardinality is None
             else FeatureEntry(
                 name,
@@ -110,6 +110,7 @@ class ModelSchema:
                 spec.features[name].wide if spec.features[name].wide != "too" else None,
                 spec.features[name].weights,
                 spec.features[name].combiner,
+                spec.features[name].serve,
             )
             for channel in INPUT_CHANNELS
             for name in spec.channels.get(channel, ())

@@ -23,7 +23,7 @@ from trainer.export.ports import inputs_of, named_inputs, tensor_names
 from trainer.export.raw_columns import columns_of
 from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
-from trainer.layout import InputSchema, SequenceInput
+from trainer.layout import SequenceInput
 
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
@@ -73,13 +73,14 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     layout, columns = saved.layout, [name for encoder in saved.encoders.values() for name in columns_of(encoder)]
     features = [*(port.name for port in inputs_of(layout))]
     name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
-    layout = InputSchema(
-        tuple(
+    layout = replace(
+        layout,
+        categorical=tuple(
             replace(column, name=name[column.name], weights=name.get(column.weights, ""))
             for column in layout.categorical
         ),
-        tuple(name[feature] for feature in layout.numerical),
-        tuple(_with_features(sequence, name) for sequence in layout.sequences),
+        numerical=tuple(name[feature] for feature in layout.numerical),
+        sequences=tuple(_with_features(sequence, name) for sequence in layout.sequences),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
     encoders = {name[feature]: _with_names(encoder, name) for feature, encoder in saved.encoders.items()}

@@ -80,7 +80,7 @@ class RankingModel(keras.Model):
                 self.deep_input(Pooled(tuple(deep), (), tuple(steps)), tf.zeros((1, len(layout.numerical))), sequences)
             )
             if self.training_only is not None:
-                self.training_only(None)
+                self.training_only(self.training_only.served)
 
     @property
     def trains_joint_probabilities(self) -> bool:
@@ -169,7 +169,8 @@ class RankingModel(keras.Model):
         interacted = self._interacted(embedded, numerical, sequences, context)
         logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
         if self.training_only is not None:
-            logits += self.training_only(*training_only or [None], context=context)
+            [values] = training_only or [self.training_only.served]
+            logits += self.training_only(values, context=context)
         if self.wide_weights:
             slopes, bias = self.wide_weights
             # The wide part is float32 throughout.

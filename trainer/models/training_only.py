@@ -28,32 +28,35 @@ class TrainingOnlyTower(keras.layers.Layer):
 
     def __init__(self, features: TrainingOnly, options: ModelOptions, outputs: int, config: DenseConfig):
         super().__init__(name="training_only", dtype="float32", autocast=False)
-        self.features, self._rate = features, options.training_only_dropout
+        self.features, self.options, self.config = features, options, config
         plain = DenseConfig(config.activation, compute_dtype=config.compute_dtype, seed=config.seed)
         self.hidden = MLP(options.training_only_hidden_units, plain, name="hidden")
         self.head = Dense(outputs, config.logits, use_bias=False, name="head")
-        width = options.training_only_embedding_dim
-        self.tables = []
-        for name, cardinality in zip(features.names, features.cardinalities, strict=False):
-            seed = seed_of(config.seed, f"training_only/{name}")
+
+    @property
+    def served(self) -> tf.Tensor:
+        """What predictions are served with, [1, features] float32."""
+        return tf.constant([self.features.serve], tf.float32)
+
+    def build(self, values_shape: tuple[int | None, int]) -> None:
+        """Creates a table for each feature with ids."""
+        width, self.tables = self.options.training_only_embedding_dim, []
+        for name, cardinality in zip(self.features.names, self.features.cardinalities, strict=False):
+            seed = seed_of(self.config.seed, f"{self.path}/{name}")
             initializer = keras.initializers.RandomNormal(stddev=width**-0.5, seed=seed)
             self.tables.append(self.add_weight(shape=(cardinality, width), initializer=initializer, name=f"id.{name}"))
 
-    def call(self, values: tf.Tensor | None, context: StepContext | None = None) -> tf.Tensor:
+    def call(self, values: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
         """Computes the tower's logits, [batch, outputs] float32.
 
         Args:
-            values: ids and numbers, [batch, features] float32; None for what predictions are served with, for which
-                the result is [1, outputs].
+            values: ids and numbers, [batch, features] float32.
             context: None outside training.
         """
-        served = tf.constant([self.features.serve], tf.float32)  # [1, features]
-        if values is None:
-            values = served
-        elif context is not None and self._rate:
+        if context is not None and self.options.training_only_dropout:
             seed = context.dropout_seed + [0, seed_of(0, self.path) % 2**20]
-            is_served = tf.random.stateless_uniform([tf.shape(values)[0], 1], seed) < self._rate
-            values = tf.where(is_served, served, values)
+            draws = tf.random.stateless_uniform([tf.shape(values)[0], 1], seed)
+            values = tf.where(draws < self.options.training_only_dropout, self.served, values)
         ids = tf.cast(values[:, : len(self.tables)], tf.int64)
         embedded = [rows_of(table.value, ids[:, column]) for column, table in enumerate(self.tables)]
         hidden = self.hidden(tf.concat([*embedded, values[:, len(self.tables) :]], axis=1), context=context)
