@@ -8,7 +8,7 @@ size of blocks or the number of workers.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.encoding.encoder_files import load_encoders, save_encoders
-from data.encoding.encoders import Encoder
+from data.encoding.encoders import Encoder, Vocabulary
 from data.encoding.splits import ORDER, TEST, TRAIN, VALID, ranges
 from data.encoding.staged_columns import KEPT, ROW, finished
 from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
@@ -33,11 +33,11 @@ from data.preprocess.lists import check_text_lists, keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
 from data.preprocess.staging import RowFiles, Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
-from data.raw.cells import combined
+from data.raw.cells import CellError, combined, convert
 from data.raw.files import column_names
 from data.raw.rows import row_hashes
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, Chunk, Feature
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 from data.storage.checksummed_dir import open_verified
@@ -183,7 +183,10 @@ def encode_new(
     """
     resources, log = resources or Resources(), log or StageLog("preprocess")
     spec = _spec_of_new_rows(workflow, inputs, keep)
-    encoders = load_encoders(workflow)
+    # What is known in training alone is not read: predictions take a constant in its place.
+    served = {name for name, raw in spec.features.items() if raw.serve is not None}
+    spec = _without(spec, served)
+    encoders = {name: encoder for name, encoder in load_encoders(workflow).items() if name not in served}
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
         absent = _absent(spec)
@@ -338,6 +341,7 @@ class _Writer:
                     embedding_dim=stated.embedding_dim,
                     table=stated.table,
                     wide=stated.wide,
+                    serve=self._served(name),
                 )
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
@@ -351,6 +355,24 @@ class _Writer:
             name, dtype = kept_name(spec, column), spec.readings[column].dtype
             features[name] = Feature(name=name, dtype={"string": None, "timestamp": "int64"}.get(dtype, dtype))
         return features
+
+    def _served(self, name: str) -> float | None:
+        """Return what predictions take for a feature that is known in training alone, encoded; None for others.
+
+        Raises:
+            DataError: if the encoder does not know the value.
+        """
+        raw, encoder = self._spec.features[name], self._workflow.encoders[name]
+        if raw.serve is None or raw.reading is None:
+            return None
+        where = f"feature_spec.{name}.{SERVE}"
+        try:
+            value = float(encoder.encode(convert(pa.array([raw.serve]), self._spec.readings[raw.reading]))[0])
+        except CellError as error:
+            raise error.located(where, self._spec.readings[raw.reading]) from error
+        if isinstance(encoder, Vocabulary) and value < encoder.first_known_id:
+            raise DataError(f"{where}: {raw.serve!r} is no value of the training rows; write one of them")
+        return value
 
     def _encoded(self, mapping: str, parts: Sequence[Part], total: int) -> Iterator[pa.Table]:
         """Yield the encoded rows of a mapping, part by part."""
@@ -509,6 +531,15 @@ def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str
         shuffle=False,
         keep=tuple(dict.fromkeys(kept)),
     )
+
+
+def _without(spec: RawSpec, names: Collection[str]) -> RawSpec:
+    """Return the specification without some features."""
+    features = {name: raw for name, raw in spec.features.items() if name not in names}
+    channels = {
+        channel: tuple(name for name in listed if name not in names) for channel, listed in spec.channels.items()
+    }
+    return replace(spec, features=features, channels=channels)
 
 
 def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:

@@ -175,6 +175,9 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
     if channel not in (*SERVE_CHANNELS, None):
         message = f"is only for {' and '.join(SERVE_CHANNELS)}, and the feature is in {channel}; remove it"
         yield Problem(path, message)
+    for key in sorted({"embedding_dim", "table", "wide"}.intersection(keys)):
+        message = f"has no meaning for a feature with `{SERVE}`, which has a tower of its own; remove it"
+        yield Problem(_feature_path(feature, key), message)
     if channel != ONEHOT or feature.cardinality is None:
         return
     if feature.serve not in range(feature.cardinality):
@@ -185,9 +188,6 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
             f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
         )
         yield Problem(path, message)
-    for key in sorted({"embedding_dim", "table", "wide"}.intersection(keys)):
-        message = f"has no meaning for a feature with `{SERVE}`, which has a tower of its own; remove it"
-        yield Problem(_feature_path(feature, key), message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:

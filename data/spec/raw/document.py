@@ -302,6 +302,13 @@ class CountKeys(TypedDict):
     window: NotRequired[Annotated[int | timedelta, _parsed(read_window)]]
 
 
+def _raw_value(value: Any) -> str:
+    """Returns a cell of a raw column as text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise wrong_value(f"is {described(value)}; write a value of the raw column")
+    return str(value)
+
+
 @_FORBID
 class RawFeatureKeys(TypedDict, total=False):
     """The keys of a feature."""
@@ -327,6 +334,7 @@ class RawFeatureKeys(TypedDict, total=False):
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]
+    serve: Annotated[Any, PlainValidator(_raw_value)]
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

@@ -16,6 +16,7 @@ from data.spec.features import (
     MULTIHOT,
     NUMERICAL,
     SEQUENCE,
+    SERVE,
     Feature,
     FeatureSequence,
 )
@@ -60,6 +61,7 @@ from data.spec.validators import (
     check_list_weights,
     check_map,
     check_sample_spaces,
+    check_serve,
     check_tables,
     check_tasks,
 )
@@ -72,6 +74,7 @@ FEATURE_RULES = (
     check_tasks,
     check_sample_spaces,
     check_joint_names,
+    check_serve,
     check_tables,
     check_list_weights,
     check_all_sequences,
@@ -179,6 +182,8 @@ class RawFeatures:
         for name, keys in self.parts.features.items():
             stated[name] = frozenset(key for key in _ENCODED_KEYS if key in keys)
             features[name] = Feature(name=name, **{key: keys[key] for key in stated[name]})  # type: ignore
+            if SERVE in keys:  # its id or number is only known when the encoder is fitted
+                features[name] = replace(features[name], serve=0.0)
         for name in self.added:
             if name not in features:
                 features[name], stated[name] = Feature(name=name), frozenset()
@@ -311,6 +316,9 @@ class RawFeatures:
             yield from self._check_label(name, keys, rule)
         if isinstance(rule, TargetRule):
             yield from self._check_target(name, rule)
+        if SERVE in keys and (name in self.computed or isinstance(rule, CrossRule | TargetRule) or "indicator" in keys):
+            message = "is for one feature that is read from a column as it is or with an encoding of its own; remove it"
+            yield Problem(feature_path(name, SERVE), message)
 
     def _check_source(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks that a computed feature or a cross states nothing about a raw column."""
@@ -697,7 +705,7 @@ class RawFeatures:
             return RawFeature(Feature(name=name, **stated), None, cross, keys.get("keep", "first"))
         if name not in self.computed:
             reading = names[self.columns.readings[name]].name
-            return RawFeature(Feature(name=name, **stated), reading, rule, keep)
+            return RawFeature(Feature(name=name, **stated), reading, rule, keep, serve=keys.get("serve"))
         parts = self.computed[name]
         of = None if parts.of is None else names[parts.of].name
         others = names[parts.by].name, names[parts.order].name, as_condition(parts.where, names)
