@@ -242,7 +242,7 @@ class SelfAttention(SequenceEncoder):
 
 
 def _times(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Return the product of x [batch, heads, n] with a matrix [n, m] in a single product of matrices, not in batches."""
+    """Return x @ matrix for x [batch, heads, n] as one product of matrices, which takes less time than one per row."""
     return tf.reshape(tf.linalg.matmul(tf.reshape(x, [-1, x.shape[2]]), matrix), [-1, x.shape[1], matrix.shape[1]])
 
 
