@@ -13,7 +13,7 @@ pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
 SPECS = sorted(set((ROOT / "feature_specs").glob("*.yaml")) - set((ROOT / "feature_specs").glob("*_raw.yaml")))
 # One of every kind: scripts/test.sh --all trains on the others, too.
-USUAL = ("fspec_csv", "column_groups", "no_categorical")
+USUAL = ("fspec_csv", "column_groups")
 ROWS, BATCH = 600, 128
 
 

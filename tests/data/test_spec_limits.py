@@ -80,7 +80,6 @@ USUAL = (
     "keys",
     "unknown names beside many",
     "long paths",
-    "a very long path",
     "a long chain and a joint name",
     "many mappings that lack much",
     "one list in many chunks",

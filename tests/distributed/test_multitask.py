@@ -46,7 +46,7 @@ VARIANTS |= {
 COMPARED = ("mmoe", "mmoe_uncertainty", "mmoe_pcgrad", "mmoe_gradnorm", "mmoe_batch_norm")
 WITHOUT_GATES = ("wide_deep", "shared_bottom", "esmm", "aitm")
 # scripts/test.sh --all trains the others, too.
-USUAL = ("mmoe", "mmoe_batch_norm", "wide_deep")
+USUAL = ("mmoe", "mmoe_batch_norm")
 
 
 @pytest.fixture(scope="module")

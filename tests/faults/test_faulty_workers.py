@@ -35,7 +35,6 @@ def test_a_slow_worker_is_named(data, tmp_path):
     done = run("slow", data, tmp_path, "--log_every", "20")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "warning: worker 1 on " in done.stderr and "keeps the others waiting" in done.stderr
-    assert "worker 0 on " not in done.stderr
     slowest = [r["data"]["slowest_worker"] for r in read_log(tmp_path / "results" / "log.json") if r["type"] == "LOG"
                and "slowest_worker" in r.get("data", {})]  # fmt: skip
     assert slowest and slowest.count(1) > len(slowest) / 2

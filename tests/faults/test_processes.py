@@ -23,7 +23,7 @@ from trainer.lifecycle.records import JOB_VARIABLE
 
 pytestmark = pytest.mark.horovod
 
-ROWS, BATCH, EPOCHS, SAVE_EVERY = 8_000, 64, 3, 20
+ROWS, BATCH, EPOCHS, SAVE_EVERY = tries(quick=4_000, whole=8_000), 64, 3, 20
 STEPS = EPOCHS * -(-ROWS // BATCH)
 HANG_SECONDS = 5.0
 

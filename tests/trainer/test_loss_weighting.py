@@ -89,14 +89,12 @@ def test_shares_of_workers_add_up(name):
     assert added == pytest.approx(weighting.total(LOSSES, trained, factors, 1).numpy(), rel=1e-6)
 
 
-# scripts/test.sh --all tries the other ones in bfloat16, too.
-IN_BFLOAT16 = ("uncertainty", "pcgrad")
+# scripts/test.sh --all tries all of them in both dtypes.
+USUAL = (("uncertainty", "float32"), ("gradnorm", "float32"), ("dwa", "float32"), ("pcgrad", "bfloat16"))
 IN_DTYPES = [
-    *((name, "float32") for name in LOSS_WEIGHTINGS),
-    *(
-        pytest.param(name, "bfloat16", marks=[] if name in IN_BFLOAT16 else pytest.mark.slow)
-        for name in LOSS_WEIGHTINGS
-    ),
+    pytest.param(name, dtype, marks=[] if (name, dtype) in USUAL else pytest.mark.slow)
+    for dtype in ("float32", "bfloat16")
+    for name in LOSS_WEIGHTINGS
 ]
 
 

@@ -43,7 +43,7 @@ VARIANTS = {
     "uncertainty": words("--loss_weighting uncertainty --wide_part --expert_dropout 0.2"),
 }
 # scripts/test.sh --all resumes the others, too.
-USUAL_VARIANTS = ("wide_deep", "float16", "dwa", "gradnorm")
+USUAL_VARIANTS = ("wide_deep", "float16", "gradnorm")
 MMOE = ["--model", "mmoe", "--num_experts", "2", "--expert_hidden_units", "8", "--tower_hidden_units", "4"]
 
 

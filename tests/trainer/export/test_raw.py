@@ -150,7 +150,7 @@ def every() -> RawEncoding:
     return RawEncoding(make_layout())
 
 
-@pytest.mark.parametrize("rows", [1, 3, 700])
+@pytest.mark.parametrize("rows", [1, 700])
 def test_every_encoder_in_a_graph_is_the_plain_one(every, rows):
     layout = every.layout
     raw, wanted = sample_rows(layout, rows)
