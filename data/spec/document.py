@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from data.errors import listed, nearest, shown
 from data.spec.document_values import (
+    Dimension,
     EncodedChannelKeys,
     FilePath,
     Id,
@@ -128,6 +129,7 @@ class _FeatureKeys(TypedDict, total=False):
     cardinality: PositiveInteger
     max_hotness: PositiveInteger
     weights: Name
+    dimension: Dimension
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]

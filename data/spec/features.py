@@ -10,11 +10,12 @@ ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
 NUMERICAL = "numerical"
 SEQUENCE = "sequence"
+VECTOR = "vector"
 LABEL = "label"
 MAP = "map"
 
-CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, LABEL, MAP)
-INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE)
+CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, VECTOR, LABEL, MAP)
+INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, VECTOR)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
@@ -39,6 +40,7 @@ JOINT = "+"
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
 LIST_KEYS = ("max_hotness", "weights")
+DIMENSION = "dimension"
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
@@ -53,6 +55,7 @@ Dtype = Literal[IntegerDtype, FloatDtype, "bool"]
 # Ids are int32 in a batch.
 MAX_CARDINALITY = 2**31 - 1
 MAX_EMBEDDING_DIM = 4096
+MAX_DIMENSION = 2**16
 # Names of mappings and features become parts of file names (at most 255 bytes) and of array names.
 MAX_NAME_LENGTH = 200
 
@@ -67,6 +70,7 @@ class Feature:
         cardinality: number of ids, which lie in [0, cardinality); for a multiclass label the number of classes.
         max_hotness: maximum number of ids per row of a multi-hot feature, or of steps of a feature of a sequence.
         weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
+        dimension: number of values of a vector, in every row.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
         wide: whether a categorical feature is in the wide part only, there too, or not.
@@ -91,6 +95,7 @@ class Feature:
     cardinality: int | None = None
     max_hotness: int | None = None
     weights: str | None = None
+    dimension: int | None = None
     embedding_dim: int | None = None
     table: str | None = None
     wide: Wide = "too"

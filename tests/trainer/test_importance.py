@@ -221,7 +221,9 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
             # The second of two features has weights.
             lists = Lists(np.repeat(ids, 2 * lengths), np.repeat(lengths[:, None], 2, axis=1))
             number_lists = Lists(np.repeat(ids[:, 0], lengths) / np.float32(8), lengths[:, None])
-            yield Batch(ids, lists, number_lists, *columns, np.pad(weights[here], (0, pad)), None, positions)
+            values, targets = columns
+            own_weights = np.pad(weights[here], (0, pad))
+            yield Batch(ids, lists, number_lists, values, -2 * values, targets, own_weights, None, positions)
 
     kept = chosen[weights[chosen] > 0]
     loaders = [SimpleNamespace(epoch=lambda _, rank=rank: epoch(rank)) for rank in range(workers)]
@@ -240,6 +242,7 @@ def test_rows_without_weight_are_an_error():
         ids,
         empty_lists(4, 2),
         empty_lists(4, 0, np.float32),
+        numbers,
         numbers,
         numbers,
         np.zeros(4, np.float32),

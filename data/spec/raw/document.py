@@ -53,7 +53,7 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, Wide, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, VECTOR, Feature, Missing, Wide, name_mistake
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -397,6 +397,10 @@ class _RawDocument(TypedDict):
 
 _DOCUMENT = TypeAdapter(Annotated[_RawDocument, expects("a mapping with feature_spec, source_spec and channel_spec")])
 RAW_SECTIONS = tuple(_RawDocument.__annotations__)
+VECTOR_HELP = (
+    "a raw specification has no vectors; preprocess the other columns, then add the column of vectors to the new "
+    "files, and to feature_spec, source_spec and channel_spec of their specification"
+)
 # Keys by which a raw specification differs from that of an encoded dataset.
 _RAW_ONLY_SECTIONS = frozenset(RAW_SECTIONS).difference(SECTIONS)
 _RAW_ONLY_KEYS = frozenset(RawFeatureKeys.__annotations__).difference(Feature.__dataclass_fields__)
@@ -558,6 +562,8 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
     path = path_of(*parent, key) if parent else f"document.{path_of(key)}"
     if parent == ["channel_spec"] and key == "categorical":
         return Problem(path, CATEGORICAL_HELP)
+    if parent == ["channel_spec"] and key == VECTOR:
+        return Problem(path, VECTOR_HELP)
     if len(parent) == 2 and parent[0] == "feature_spec" and key == "role":
         return Problem(path, "name the column of the sample weight at the top level: `sample_weight: COLUMN`")
     if parent == ["split"] and key == "seed":
