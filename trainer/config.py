@@ -203,12 +203,6 @@ class ModelOptions(Section):
                 f"{', '.join(only)}: `wide: only`, and --model {self.model} has no wide part; pass --wide_part, or "
                 "write `wide: too`"
             )
-        steps = [feature.name for feature in layout.categorical if feature.sequence and feature.wide == "only"]
-        if steps:
-            raise DataError(
-                f"{', '.join(steps)}: `wide: only`, and steps of a sequence are encoded by the deep part; write "
-                "`wide: too`"
-            )
         if not layout.width:
             raise DataError("the deep part has no input; a feature without `wide: only` is needed")
         if self.interaction in ("dot", "fm") and not layout.deep:

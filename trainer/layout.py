@@ -300,12 +300,11 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
         spec: a validated specification.
         widths: embedding width of each categorical feature.
     """
-    sequence_of = {name: sequence for sequence in spec.sequences for name in sequence.features}
     columns: list[CategoricalInput] = []
     start = 0
     for multihot, features in ((False, spec.onehot), (True, spec.id_lists)):
         for feature in features:
-            sequence = sequence_of.get(feature.name)
+            sequence = spec.sequence_of.get(feature.name)
             hotness = sequence.length if sequence else (feature.max_hotness or 1) if multihot else 1
             columns.append(
                 CategoricalInput(

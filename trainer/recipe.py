@@ -131,5 +131,5 @@ def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
     if chunk.type != "parquet":
         raise DataError("the training mapping is in CSV files")
     files = open_files([spec.folder.absolute() / file for file in chunk.files])
-    ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.onehot + spec.multihot}
+    ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.categorical}
     return max(1, sum(file.metadata.num_rows for file in files)), sum(ids.values())

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data.errors import DataError
 from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import (
@@ -375,9 +374,3 @@ def test_mixed_precision_is_close_to_float32(name, dtype, batches):
     np.testing.assert_allclose(*losses, atol=0.05)
     logits = mixed(*batches[0].padded(mixed.layout))
     assert logits.dtype == tf.float32 and np.isfinite(logits).all()
-
-
-def test_steps_are_encoded_by_the_deep_part():
-    features = tuple(replace(own, wide="only") if own.name == "clicked_item" else own for own in HISTORY.categorical)
-    with pytest.raises(DataError, match="clicked_item: `wide: only`, and steps of a sequence are encoded by the deep"):
-        model_options().check_layout(replace(HISTORY, categorical=features))

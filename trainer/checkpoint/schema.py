@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, NUMERICAL
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, Encoder, FeatureSequence, Order
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
@@ -42,6 +42,27 @@ class FeatureEntry:
 
 
 @dataclass(frozen=True)
+class SequenceEntry:
+    """A sequence that the model reads.
+
+    Attributes:
+        name: name of the sequence.
+        features: names of its features.
+        target: names of the features that its steps are compared with.
+        encoder: encoder of its steps.
+        order: whether its lists end or begin with their newest step.
+        max_hotness: largest number of its steps.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    target: tuple[str, ...]
+    encoder: Encoder
+    order: Order
+    max_hotness: int
+
+
+@dataclass(frozen=True)
 class TaskEntry:
     """A task of the model.
 
@@ -58,19 +79,23 @@ class TaskEntry:
     given: str | None = None
 
 
+Entries = Collection[FeatureEntry] | Collection[SequenceEntry] | Collection[TaskEntry]
+
+
 @dataclass(frozen=True)
 class ModelSchema:
-    """Features and tasks in the order of the model's inputs and logits."""
+    """Features, tasks and sequences in the order of the model's inputs and logits."""
 
     features: tuple[FeatureEntry, ...]
     tasks: tuple[TaskEntry, ...]
+    sequences: tuple[SequenceEntry, ...] = ()
 
     @classmethod
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
         """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
             FeatureEntry(name, channel)
-            if channel == NUMERICAL
+            if spec.features[name].cardinality is None
             else FeatureEntry(
                 name,
                 channel,
@@ -82,18 +107,25 @@ class ModelSchema:
                 spec.features[name].weights,
             )
             for channel in INPUT_CHANNELS
-            for name in spec.channels[channel]
+            for name in spec.channels.get(channel, ())
         ]
         tasks = [
             TaskEntry(label.name, label.task, label.cardinality if label.is_class else None, label.given or None)
             for label in spec.labels
         ]
-        return cls(tuple(features), tuple(tasks))
+        sequences = [
+            SequenceEntry(own.name, own.features, own.target, own.encoder, own.order, own.length)
+            for own in spec.sequences
+        ]
+        return cls(tuple(features), tuple(tasks), tuple(sequences))
 
     def arrange(
         self, spec: FeatureSpec, widths: Mapping[str, int], saved: str, given: str, ignoring: Collection[str] = ()
     ) -> FeatureSpec:
-        """Reorders the channels of a specification to match this schema.
+        """Reorders the channels and sequences of a specification to match this schema.
+
+        If lists may have another length than in this schema, those of sequences are cut to the one that they have here:
+        the model has weights for so many positions.
 
         Args:
             spec: the specification.
@@ -102,13 +134,14 @@ class ModelSchema:
             ignoring: properties that may differ: MAX_HOTNESS, WIDTH or LABEL (everything about tasks).
 
         Returns:
-            The specification with reordered channels.
+            The specification with reordered channels and sequences.
 
         Raises:
             DataError: Features or tasks differ; the message shows both sides.
         """
         other = ModelSchema.of(spec, widths)
         differences = _differences("feature", self.features, other.features, ignoring)
+        differences += _differences("sequence", self.sequences, other.sequences, ignoring)
         if LABEL not in ignoring:
             differences += _differences(LABEL, self.tasks, other.tasks, ignoring)
         if differences:
@@ -124,16 +157,18 @@ class ModelSchema:
         }
         if LABEL not in ignoring:
             channels[LABEL] = tuple(task.name for task in self.tasks)
-        return replace(spec, channels=spec.channels | channels)
+        sequences = tuple(
+            FeatureSequence(own.name, own.features, own.target, own.encoder, own.order, own.max_hotness)
+            for own in self.sequences
+        )
+        lengths = {
+            name: replace(spec.features[name], max_hotness=own.length) for own in sequences for name in own.features
+        }
+        return replace(spec, features=spec.features | lengths, channels=spec.channels | channels, sequences=sequences)
 
 
-def _differences(
-    what: str,
-    saved: Collection[FeatureEntry] | Collection[TaskEntry],
-    given: Collection[FeatureEntry] | Collection[TaskEntry],
-    ignoring: Collection[str],
-) -> list[str]:
-    """Returns one message for each feature or task that differs between the two sides."""
+def _differences(what: str, saved: Entries, given: Entries, ignoring: Collection[str]) -> list[str]:
+    """Returns one message for each feature, sequence or task that differs between the two sides."""
     before, now = ({entry.name: _describe(entry, ignoring) for entry in entries} for entries in (saved, given))
     return [
         f"{what} {name!r} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
@@ -142,7 +177,11 @@ def _differences(
     ]
 
 
-def _describe(entry: FeatureEntry | TaskEntry, ignoring: Collection[str]) -> str:
+def _describe(entry: FeatureEntry | SequenceEntry | TaskEntry, ignoring: Collection[str]) -> str:
+    if isinstance(entry, SequenceEntry):
+        names = f"of {', '.join(sorted(entry.features))}, target {', '.join(sorted(entry.target)) or 'none'}"
+        length = "" if MAX_HOTNESS in ignoring else f", max_hotness {entry.max_hotness}"
+        return f"{names}, encoder {entry.encoder}, order {entry.order}{length}"
     if isinstance(entry, TaskEntry):
         classes = f" of {entry.classes} classes" if entry.classes else ""
         return f"{entry.task}{classes}, given {entry.given or 'none'}"

@@ -23,7 +23,7 @@ NULL_ONE_IN = 8  # of the replaced ids become null's, if null is as unknown as u
 
 def has_reserved_ids(spec: FeatureSpec) -> bool:
     """Return whether a categorical feature states the id of null or of unseen values."""
-    return any(feature.null_id is not None or feature.unseen_ids for feature in spec.onehot + spec.id_lists)
+    return any(feature.null_id is not None or feature.unseen_ids for feature in spec.categorical)
 
 
 class _Numbers(NamedTuple):

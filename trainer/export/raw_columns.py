@@ -236,6 +236,9 @@ class RawLayout:
         Raises:
             NotFromRaw: if the features cannot be encoded from raw columns.
         """
+        if model.sequences:
+            names = ", ".join(sequence.name for sequence in model.sequences)
+            raise NotFromRaw(f"sequences ({names}) are read encoded; encode their lists as preprocess.py does")
         needed = encoders_of(model, encoders)
         columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
         hashed = {

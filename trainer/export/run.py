@@ -23,7 +23,7 @@ from trainer.export.ports import inputs_of, named_inputs, tensor_names
 from trainer.export.raw_columns import columns_of
 from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
-from trainer.layout import InputSchema
+from trainer.layout import InputSchema, SequenceInput
 
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
@@ -79,6 +79,7 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
             for column in layout.categorical
         ),
         tuple(name[feature] for feature in layout.numerical),
+        tuple(_with_features(sequence, name) for sequence in layout.sequences),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
     encoders = {name[feature]: _with_names(encoder, name) for feature, encoder in saved.encoders.items()}
@@ -99,6 +100,14 @@ def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
             "unseen_id"
         )
     return saved
+
+
+def _with_features(sequence: SequenceInput, name: Mapping[str, str]) -> SequenceInput:
+    """Returns a sequence with renamed features."""
+    features, numbers, targets = (
+        tuple(name.get(own, "") for own in names) for names in (sequence.features, sequence.numbers, sequence.targets)
+    )
+    return replace(sequence, features=features, numbers=numbers, targets=targets)
 
 
 def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:

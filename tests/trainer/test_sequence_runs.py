@@ -1,0 +1,158 @@
+"""Runs of models with behavior sequences: training, resuming, evaluation, prediction, importance and exports."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from data.loading.loader import ParquetLoader
+from data.spec.feature_spec import FeatureSpec
+from export import main as export
+from main import main
+from tests.helpers import ROOT, make_dataset, metrics, must, words
+from trainer.checkpoint.load_model import load_model
+from trainer.export.ports import named_inputs
+from trainer.export.saved_model_folder import load_signatures
+from trainer.importance import permutation_of
+from trainer.importance_file import read_importance
+
+FLAGS = words(
+    "--deep_hidden_units 16 --attention_hidden_units 8 4 --attention_heads 2 --global_batch_size 64 "
+    "--eval_batch_size 100 --embedding_init_std 0.3 --cpu --recipe published --deterministic --num_epochs 2"
+)
+ROWS = 300
+
+
+def run(data: Path, folder: Path, *more: str) -> int:
+    places = {"--dataset_path": data, "--model_dir": folder / "models", "--results_dir": folder / "results"}
+    return main([*(str(part) for place in places.items() for part in place), *FLAGS, *more])
+
+
+@pytest.fixture(scope="module", params=["din", "self_attention"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    text = (ROOT / "feature_specs" / "sequence.yaml").read_text()
+    spec = folder / "sequence.yaml"
+    spec.write_text(text.replace("encoder: din", f"encoder: {request.param}"))
+    data = make_dataset(folder, spec, rows=ROWS)
+    must(run(data, folder, "--keep_checkpoints", "9"))
+    saved = load_model(folder / "models" / "model")
+    read = FeatureSpec.read(data / "feature_spec.yaml")
+    (batch,) = ParquetLoader(read, "test", global_batch_size=ROWS, shuffle=False).epoch(0)
+    inputs, labels = saved.layout.model_inputs(batch.ids, batch.numerical), batch.labels[:, 0]
+    return SimpleNamespace(folder=folder, data=data, saved=saved, inputs=inputs, labels=labels, encoder=request.param)
+
+
+def probabilities(saved, inputs) -> np.ndarray:
+    return tf.sigmoid(saved.model(*inputs)).numpy()[:, 0]
+
+
+def loss(trained, inputs) -> float:
+    """The mean log loss of the model folder's weights on these inputs."""
+    p = probabilities(trained.saved, inputs).astype(float)
+    return -np.mean(np.where(trained.labels > 0.5, np.log(p), np.log1p(-p)))
+
+
+def test_predictions_are_those_of_the_model(trained, tmp_path):
+    must(run(trained.data, trained.folder, "--predict", str(tmp_path / "p.parquet")))
+    found = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    expected = probabilities(trained.saved, trained.inputs)
+    assert found["row"] == list(range(ROWS)) and expected.std() > 0.01
+    np.testing.assert_allclose(found["prediction_click"], expected, atol=1e-5)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path):
+    whole = {name: weight.numpy() for name, weight in trained.saved.model.weights_by_name.items()}
+    shutil.copytree(trained.folder / "models", tmp_path / "models")
+    first = min((tmp_path / "models" / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    must(run(trained.data, tmp_path, "--use_checkpoint", "--checkpoint", str(first)))
+    resumed = load_model(tmp_path / "models" / "model").model.weights_by_name
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name].numpy(), value, err_msg=name)
+
+
+def test_evaluation_measures_the_model(trained, tmp_path):
+    must(run(trained.data, trained.folder, "--evaluate", "--results_dir", str(tmp_path)))
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+
+
+def test_other_sequences_than_in_training_are_refused(trained, tmp_path, capsys):
+    text = (trained.data / "feature_spec.yaml").read_text()
+    changes = {
+        f"encoder: {trained.encoder}": ("encoder: sum", f"encoder {trained.encoder}, order newest_last"),
+        "order: newest_first": ("order: newest_last", "encoder mean, order newest_first"),
+    }
+    if trained.encoder == "din":  # the default, which the written specification omits
+        changes = {"order: newest_first": changes["order: newest_first"]}
+    for old, (new, message) in changes.items():
+        other = tmp_path / "other.yaml"
+        assert old in text
+        other.write_text(text.replace(old, new))
+        assert run(trained.data, trained.folder, "--evaluate", "--fspec_file", str(other), "--allow_outside_paths") != 0
+        error = capsys.readouterr().err
+        assert "sequence '" in error and message in error, error
+
+
+def test_shorter_lists_of_training_hold_in_evaluation(trained, tmp_path):
+    """A specification with a larger max_hotness is evaluated with the length that the model was trained with."""
+    text = (trained.data / "feature_spec.yaml").read_text()
+    other = trained.data / "longer.yaml"
+    assert "max_hotness: 12" in text
+    other.write_text(text.replace("max_hotness: 12", "max_hotness: 20"))
+    must(run(trained.data, trained.folder, "--evaluate", "--fspec_file", "longer.yaml", "--results_dir", str(tmp_path)))
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+
+
+def test_a_sequence_is_permuted_as_one(trained, tmp_path):
+    out = tmp_path / "importance.json"
+    must(run(trained.data, trained.folder, "--importance", str(out), "--seed", "5"))
+    [task] = read_importance(out).tasks
+    found = {feature.feature: feature.effects["loss_val"].change for feature in task.features}
+    assert set(found) == {"item", "category", "price", "clicks", "views"}
+    layout = trained.saved.layout
+    for sequence in layout.sequences:
+        order = permutation_of(sequence.name, ROWS, 5)
+        ids, numbers = trained.inputs.ids.copy(), trained.inputs.numbers.copy()
+        for name in sequence.features:
+            columns = layout.named(name)
+            ids[:, columns.start : columns.stop] = ids[order, columns.start : columns.stop]
+        for name in sequence.numbers:
+            numbers[:, layout.sequence_numbers[name]] = numbers[order][:, layout.sequence_numbers[name]]
+        changed = trained.inputs._replace(ids=ids, numbers=numbers)
+        assert found[sequence.name] == pytest.approx(loss(trained, changed) - loss(trained, trained.inputs), abs=1e-5)
+        assert abs(found[sequence.name]) > 1e-4
+
+
+def test_exports_predict_what_the_model_predicts(trained, tmp_path, capsys):
+    """Each export has compared itself with the model; here, on all rows, and with padding that holds other values."""
+    out = tmp_path / "savedmodel"
+    rows = ["--dataset_path", str(trained.data)]
+    must(export(["--model_dir", str(trained.folder / "models"), "--output", str(out), "--format", "savedmodel", *rows]))
+    assert "encoded features only, no signature serving_raw" in capsys.readouterr().out
+    inputs, expected = named_inputs(trained.saved.layout, trained.inputs), probabilities(trained.saved, trained.inputs)
+    assert inputs["clicked_item"].shape == inputs["clicked_age"].shape == (ROWS, 12)
+    predict = load_signatures(out)["serving_default"]
+    np.testing.assert_allclose(predict(inputs)["click"][:, 0], expected, atol=1e-5)
+    padding = inputs["clicked_item"] < 0
+    assert padding.any()
+    changed = dict(inputs) | {
+        "clicked_age": np.where(padding, np.float32(7), inputs["clicked_age"]),
+        "clicked_category": np.where(padding, -5, inputs["clicked_category"]).astype(np.int32),
+    }
+    np.testing.assert_allclose(predict(changed)["click"][:, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "triton"])
+def test_onnx_files_predict_what_the_model_predicts(trained, kind, tmp_path, capsys):
+    pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
+    from trainer.export.onnx_file import load_onnx
+
+    out = tmp_path / kind
+    must(export(["--model_dir", str(trained.folder / "models"), "--output", str(out), "--format", kind]))
+    file = out / ("model.onnx" if kind == "onnx" else "recommender/1/model.onnx")
+    found = load_onnx(file)(named_inputs(trained.saved.layout, trained.inputs))["click"][:, 0]
+    np.testing.assert_allclose(found, probabilities(trained.saved, trained.inputs), atol=1e-5)
