@@ -22,7 +22,7 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
-Forward = Callable[[tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...]], tf.Tensor]
+Forward = Callable[[tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...], tf.Tensor], tf.Tensor]
 
 
 def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
@@ -34,15 +34,17 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
         xla: whether to compile it with XLA (on a GPU only).
 
     Returns:
-        A function of what the ids of a batch look up, its numerical features [batch, numerical] float32 and the steps
-        of its sequences, that returns the logits, [batch, outputs] float32.
+        A function of what the ids of a batch look up, its numerical features [batch, numerical] float32, the steps of
+        its sequences and its vectors [batch, vector columns] float32, that returns the logits, [batch, outputs]
+        float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.
     logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
     numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-    signature = (model.embeddings.lookup_specs(rows), numerical, model.sequence_specs(rows))
+    vectors = tf.TensorSpec([rows, model.layout.vector_columns], tf.float32)
+    signature = (model.embeddings.lookup_specs(rows), numerical, model.sequence_specs(rows), vectors)
     return tf.function(
-        lambda lookups, values, sequences: logits(model.embed(lookups), values, sequences),
+        lambda lookups, *others: logits(model.embed(lookups), *others),
         input_signature=signature,
         autograph=False,
     )
@@ -120,10 +122,10 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(self, batch: Batch) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...]]:
+    def _prepare(self, batch: Batch) -> tuple:
         """Converts a batch to tensors, in the loader's thread."""
         model, ids = self._model, batch.ids
-        inputs = model.embeddings.lookups(ids), batch.numerical, model.layout.steps(ids)
+        inputs = model.embeddings.lookups(ids), batch.numerical, model.layout.steps(ids), batch.vectors
         return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:

@@ -38,6 +38,7 @@ class StepInput(NamedTuple):
         numerical: numerical features, [batch, numerical] float32.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
+        vectors: the vectors side by side, [batch, vector columns] float32.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
         sequences: the steps of each sequence.
     """
@@ -46,6 +47,7 @@ class StepInput(NamedTuple):
     numerical: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
+    vectors: tf.Tensor
     groups: tuple[tf.Tensor, ...] = ()
     sequences: tuple[SequenceSteps, ...] = ()
 
@@ -66,6 +68,7 @@ def step_input(
         numerical=batch.numerical,
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
+        vectors=batch.vectors,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
         sequences=tuple(sequences),
     )
@@ -86,6 +89,7 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
         tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32),
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
+        tf.TensorSpec([rows, model.layout.vector_columns], tf.float32),
         (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
         model.sequence_specs(rows),
     )
@@ -325,7 +329,7 @@ class TrainStep:
 
     def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        logits = self.model.logits(pooled, batch.numerical, batch.sequences, context)
+        logits = self.model.logits(pooled, batch.numerical, batch.sequences, batch.vectors, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:

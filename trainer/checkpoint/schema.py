@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, Encoder, FeatureSequence, Order
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, VECTOR, Encoder, FeatureSequence, Order
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
@@ -29,6 +29,7 @@ class FeatureEntry:
         table: embedding table of a categorical feature, if it is not called like the feature.
         wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
         weights: name of the column with the weights of a multi-hot feature's ids.
+        dimension: number of values of a vector.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FeatureEntry:
     table: str | None = None
     wide: str | None = None
     weights: str | None = None
+    dimension: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class ModelSchema:
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
         """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
-            FeatureEntry(name, channel)
+            FeatureEntry(name, channel, dimension=spec.features[name].dimension if channel == VECTOR else None)
             if spec.features[name].cardinality is None
             else FeatureEntry(
                 name,
