@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from benchmarks.sequences import train_planted
 from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import (
@@ -373,3 +374,10 @@ def test_mixed_precision_is_close_to_float32(name, dtype, batches):
     np.testing.assert_allclose(*losses, atol=0.05)
     logits = mixed(*batches[0].padded(mixed.layout))
     assert logits.dtype == tf.float32 and np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("has_age", [False, True])
+def test_attention_finds_the_step_that_decides(has_age):
+    """Planted rows: a step of the target's topic counts and, with ages, a recent one counts more."""
+    sizes = {"train": 12_000, "test": 6_000, "epochs": 5, "has_age": has_age}
+    assert train_planted("din", **sizes)["reached"] > 0.85 > 0.7 > train_planted("sum", **sizes)["reached"]

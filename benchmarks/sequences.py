@@ -1,0 +1,195 @@
+"""Behavior sequences: whether attention finds the step that matters, and how fast a step is. One JSON line per case.
+
+    python -m benchmarks.sequences planted [--encoders din self_attention mean sum] [--train 60000] [--epochs 6]
+    python -m benchmarks.sequences speed [--batch 8192] [--length 50] [--width 32] [--encoders din] [--fill 1.0] [--amp]
+
+`planted` trains on made-up rows whose label depends on one step of the history, that with an item of the target's
+topic, at any place among items of other topics: on whether the user liked that item (`similar step`) and, in the second
+set, on how long ago that was (`similar step, age`). Topics of items have to be learned from their ids. `reached` is how
+far the AUC of new rows has come from 0.5 to `ceiling`, that of the probabilities which the labels are drawn from.
+
+`speed` measures steps of Wide & Deep whose only features are an item and the `--length` items clicked before, with
+`--fill` of the steps present on average. Lookups are prepared ahead, as the loader does it: `prepare_ms` of one thread.
+`cpu_ms` is the time of all threads in a step.
+"""
+
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.harness import parser_of, report
+from benchmarks.mmoe_step import make_step, seconds
+from data.loading.batch import Batch
+from data.loading.lists import Lists, join_columns
+from trainer.evaluate import compile_forward
+from trainer.layout import CategoricalInput, InputSchema, SequenceInput
+from trainer.models.ranking import RankingModel
+from trainer.step import StepInput, step_input
+
+TOPICS, ITEMS_OF_TOPIC, STEPS = 10, 5, 12
+STRENGTH, AGED_STRENGTH, DECAY = 2.5, 4.0, 2.0  # of the logit, and how fast it falls with a step's age in [0, 1)
+WIDTH, LIKED_WIDTH, PLANTED_BATCH = 16, 4, 256
+
+
+def planted_layout(encoder: str, *, has_age: bool) -> InputSchema:
+    """An item, and the items clicked before with whether the user liked them and, if wanted, their age."""
+    item = CategoricalInput("item", 0, 1, False, TOPICS * ITEMS_OF_TOPIC, WIDTH)
+    clicked = replace(item, name="clicked_item", start=1, hotness=STEPS, multihot=True, wide="no", sequence="clicks")
+    liked = replace(clicked, name="liked", start=1 + STEPS, cardinality=2, width=LIKED_WIDTH, table="liked")
+    ages = ("age",) if has_age else ()
+    clicks = SequenceInput("clicks", STEPS, encoder, ("clicked_item", "liked"), ages, ("item", ""))
+    return InputSchema((item, clicked, liked), (), (clicks,))
+
+
+def speed_layout(encoder: str, items: int, width: int, length: int) -> InputSchema:
+    """An item and the items clicked before."""
+    item = CategoricalInput("item", 0, 1, False, items, width)
+    clicked = CategoricalInput("clicked_item", 1, length, True, items, width, "item", wide="no", sequence="clicks")
+    clicks = SequenceInput("clicks", length, encoder, ("clicked_item",), targets=("item",))
+    return InputSchema((item, clicked), (), (clicks,))
+
+
+def batch_of(item: np.ndarray, clicked: Lists, ages: Lists, labels: np.ndarray) -> Batch:
+    """Rows as the loader hands them over; item and labels are [rows]."""
+    rows = len(item)
+    return Batch(
+        onehot=item[:, np.newaxis].astype(np.int32),
+        id_lists=clicked,
+        number_lists=ages,
+        numerical=np.empty((rows, 0), np.float32),
+        labels=labels[:, np.newaxis].astype(np.float32),
+        weights=np.ones(rows, np.float32),
+        group=None,
+        rows=np.arange(rows),
+    )
+
+
+def planted_rows(rows: int, seed: int, *, has_age: bool) -> tuple[Batch, np.ndarray]:
+    """Draw rows of `planted`, and the logit of each one's label, [rows]."""
+    rng = np.random.default_rng(seed)
+    topic = rng.integers(0, TOPICS, rows)
+    lengths = rng.integers(1, STEPS + 1, rows)
+    cells = np.repeat(np.arange(rows), lengths)
+    topics = (topic[cells] + rng.integers(1, TOPICS, len(cells))) % TOPICS  # any other than the target's
+    similar = np.cumsum(lengths) - 1 - (rng.random(rows) * lengths).astype(int)  # the step that counts
+    topics[similar] = topic
+    items, liked = topics * ITEMS_OF_TOPIC + rng.integers(0, ITEMS_OF_TOPIC, len(cells)), rng.integers(0, 2, len(cells))
+    ages = rng.random(len(cells)).astype(np.float32)
+    logits = (2 * liked[similar] - 1) * (AGED_STRENGTH * np.exp(-DECAY * ages[similar]) if has_age else STRENGTH)
+    labels = rng.random(rows) < 1 / (1 + np.exp(-logits))
+    lists = lengths[:, np.newaxis].astype(np.int32)
+    clicked = join_columns([Lists(own.astype(np.int32), lists) for own in (items, liked)])
+    numbers = Lists(ages, lists) if has_age else Lists(ages[:0], lists[:, :0])
+    item = topic * ITEMS_OF_TOPIC + rng.integers(0, ITEMS_OF_TOPIC, rows)
+    return batch_of(item, clicked, numbers, labels), logits
+
+
+def input_of(batch: Batch, model: RankingModel) -> StepInput:
+    """The input of a training step."""
+    lookups, sequences = model.embeddings.lookups(batch.ids), model.layout.steps(batch.ids)
+    return step_input(batch, lookups, sequences, model.tasks)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The share of pairs of a positive and a negative row that are in the right order; no ties are expected."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    positives = labels.sum()
+    return float((ranks[labels > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
+
+
+def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
+    """The rows at the given positions."""
+    columns = {name: getattr(batch, name)[rows] for name in ("onehot", "numerical", "labels", "weights", "rows")}
+    return batch._replace(id_lists=batch.id_lists.take(rows), number_lists=batch.number_lists.take(rows), **columns)
+
+
+def train_planted(
+    encoder: str, train: int, test: int, epochs: int, *, has_age: bool, seed: int = 0
+) -> dict[str, float]:
+    """Train on planted rows and return the AUC of new ones, the ceiling, and the share of the way to it."""
+    layout = planted_layout(encoder, has_age=has_age)
+    flags = (
+        "--optimizer adam --deep_schedule constant --deep_learning_rate 0.003 --deep_hidden_units 64 --deep_dropout 0"
+    )
+    step = make_step([*flags.split(), "--seed", str(seed)], layout, PLANTED_BATCH, tasks=1)
+    batch, _ = planted_rows(train, 2 * seed, has_age=has_age)
+    rng, number = np.random.default_rng(seed), 0
+    for _ in range(epochs):
+        order = rng.permutation(train)
+        for first in range(0, train - PLANTED_BATCH + 1, PLANTED_BATCH):
+            number += 1
+            step(input_of(rows_of(batch, order[first : first + PLANTED_BATCH]), step.model), tf.constant(number))
+    new, logits = planted_rows(test, 2 * seed + 1, has_age=has_age)
+    inputs = input_of(new, step.model)
+    forward = compile_forward(step.model, test, xla=False)
+    scores = forward(inputs.lookups, inputs.numerical, inputs.sequences).numpy()[:, 0]
+    found, ceiling = auc(scores, new.labels[:, 0]), auc(logits, new.labels[:, 0])
+    return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
+
+
+def speed(encoder: str, batch: int, length: int, width: int, fill: float, repeats: int, flags: list[str]) -> dict:
+    """Measure steps over batches of random rows."""
+    rng, items = np.random.default_rng(0), 100_000
+    layout = speed_layout(encoder, items, width, length)
+    step = make_step([*flags, "--deep_hidden_units", "256", "128"], layout, batch, tasks=1)
+    lengths = np.full(batch, length) if fill == 1 else rng.binomial(length, fill, batch)
+    inputs, prepare = [], []
+    for _ in range(4):
+        ids = (items * rng.random(lengths.sum() + batch) ** 2).astype(np.int32)
+        lists = lengths[:, np.newaxis].astype(np.int32)
+        none = Lists(np.empty(0, np.float32), lists[:, :0])
+        rows = batch_of(ids[:batch], Lists(ids[batch:], lists), none, rng.random(batch) < 0.2)
+        started = time.perf_counter()
+        inputs.append(input_of(rows, step.model))
+        prepare.append(time.perf_counter() - started)
+    times, cpu = [], []
+    for number in range(1, repeats + 3):
+        started = time.process_time()
+        times.append(seconds(step, inputs[number % len(inputs)], number))
+        cpu.append(time.process_time() - started)
+    step_ms = 1000 * np.percentile(times[2:], [25, 50, 75])  # the first two trace and warm up
+    return {
+        "step_ms": round(float(step_ms[1]), 1),
+        "step_ms_spread": np.round(step_ms[[0, 2]], 1).tolist(),
+        "cpu_ms": round(1000 * float(np.median(cpu[2:])), 1),
+        "samples_per_s": round(batch / step_ms[1] * 1000),
+        "prepare_ms": round(1000 * float(np.median(prepare)), 1),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = parser_of(__doc__)
+    parser.set_defaults(batch=8192)
+    parser.add_argument("what", choices=["planted", "speed"])
+    parser.add_argument("--encoders", nargs="+", help="default: all for planted, din for speed")
+    parser.add_argument("--train", type=int, default=60_000, help="planted: training rows")
+    parser.add_argument("--test", type=int, default=20_000, help="planted: new rows")
+    parser.add_argument("--epochs", type=int, default=6, help="planted: passes over the training rows")
+    parser.add_argument("--length", type=int, default=50, help="speed: largest number of steps")
+    parser.add_argument("--width", type=int, default=32, help="speed: width of the embeddings")
+    parser.add_argument("--fill", type=float, default=1.0, help="speed: share of the steps that exist")
+    parser.add_argument("--repeats", type=int, default=9, help="speed: steps that are measured")
+    parser.add_argument("--amp", action="store_true", help="speed: products in bfloat16")
+    arguments = parser.parse_args(argv)
+    if arguments.what == "planted":
+        for has_age in (False, True):
+            for encoder in arguments.encoders or ["din", "self_attention", "mean", "sum"]:
+                found = train_planted(encoder, arguments.train, arguments.test, arguments.epochs, has_age=has_age)
+                what = "similar step, age" if has_age else "similar step"
+                rounded = {name: round(value, 4) for name, value in found.items()}
+                report({"benchmark": "planted sequence", "what": what, "encoder": encoder, **rounded})
+        return 0
+    flags = ["--amp", "--amp_dtype", "bfloat16"] if arguments.amp else []
+    for encoder in arguments.encoders or ["din"]:
+        sizes = {name: getattr(arguments, name) for name in ("batch", "length", "width", "fill")}
+        found = speed(encoder, **sizes, repeats=arguments.repeats, flags=flags)
+        report({"benchmark": "sequence step", "encoder": encoder, **sizes, "amp": arguments.amp, **found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
