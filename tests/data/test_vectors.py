@@ -1,5 +1,6 @@
 """Vectors: what a specification says of them, batches against the stored rows, and what is rejected."""
 
+import copy
 import io
 import re
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import check_dataset
 import gen_csv
+import preprocess
 from data.checks.dataset import Finding, MappingSummary, check_mapping
 from data.checks.leaks import find_leaks
 from data.checks.sample import draw_sample
@@ -30,8 +33,8 @@ from data.loading.parquet import ParquetReader
 from data.loading.part import Part
 from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
-from data.spec.raw.reader import read_raw_spec
 from tests.data import csv_documents
+from tests.data.raw_spec_samples import raw_problems
 from tests.data.sample_data import FEATURES, arrow_table, check_pads, check_rows, dataset_spec, random_rows, write_files
 from tests.data.sample_specs import GONE, changed, check_only_problem, problems_of
 from tests.data.test_loader import small_windows
@@ -93,17 +96,6 @@ ONE_PROBLEM: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("path", "changes", "words"), ONE_PROBLEM, ids=[words for _, _, words in ONE_PROBLEM])
 def test_mistakes(tmp_path: Path, path: str, changes: dict[str, Any], words: str) -> None:
     check_only_problem(problems_of(changed(VALID | changes), tmp_path), path, words)
-
-
-def test_raw_specifications_have_no_vectors(tmp_path: Path) -> None:
-    raw = tmp_path / "raw.yaml"
-    raw.write_text(
-        "feature_spec: {title: {}, click: {}}\n"
-        "source_spec: {train: [{files: [train.csv]}], test: [{files: [test.csv]}]}\n"
-        "channel_spec: {vector: [title], label: [click]}\n"
-    )
-    with pytest.raises(DataError, match=r"channel_spec\.vector: a raw specification has no vectors; preprocess the"):
-        read_raw_spec(raw)
 
 
 # The loader.
@@ -395,3 +387,94 @@ def test_random_vectors_need_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(gen_csv, "check_fits", lambda size, *_: asked.append(size))
     gen_csv._check_sizes(FeatureSpec.from_dict(csv_document(), tmp_path), tmp_path, 100)
     assert asked[-2:] == [100 * 3 * 8, 100 * 8]
+
+
+# Raw logs.
+
+RAW: dict[str, Any] = {
+    "feature_spec": {"click": {"dtype": "float32"}, "item": {}, "title": {"dimension": 3}},
+    "source_spec": {"logs": [{"type": "parquet", "files": ["logs.parquet"]}]},
+    "split": {"from": "logs", "last": {"test": 0.25}},
+    "channel_spec": {"onehot_categorical": ["item"], "vector": ["title"], "label": ["click"]},
+}
+
+
+def raw_document(kind: str, **title: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(RAW)
+    raw["feature_spec"]["title"] |= title
+    if kind == "csv":
+        raw["source_spec"]["logs"] = [{"type": "csv", "header": True, "files": ["logs.csv"]}]
+        raw["feature_spec"]["title"] |= {"separator": " "}
+    return raw
+
+
+def preprocess_raw(folder: Path, kind: str, titles: list[Any]) -> int:
+    """Writes raw rows, and runs preprocess.py on them; returns its exit status."""
+    frame = pd.DataFrame({"click": [0.0, 1.0] * (len(titles) // 2), "item": ["a", "b"] * (len(titles) // 2)})
+    if kind == "csv":
+        frame["title"] = [" ".join(map(str, title)) for title in titles]
+        frame.to_csv(folder / "logs.csv", index=False)
+    else:
+        stored = pa.list_(pa.float32(), 3) if kind == "fixed" else pa.list_(pa.float64())
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        pq.write_table(table.append_column("title", pa.array(titles, stored)), folder / "logs.parquet")
+    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(raw_document(kind)))
+    return preprocess.main(["--input", str(folder), "--output", str(folder / "data")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "fixed"])
+def test_raw_vectors_are_taken_as_they_are(tmp_path, kind):
+    titles = (np.random.default_rng(0).integers(-2000, 2000, (40, 3)) / 8).tolist()
+    assert preprocess_raw(tmp_path, kind, titles) == 0
+    spec = FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml")
+    assert [(feature.name, feature.dimension, feature.max_hotness) for feature in spec.vectors] == [("title", 3, None)]
+    for mapping, part in (("train", titles[:30]), ("test", titles[30:])):
+        table = pa.concat_tables([pq.read_table(file) for file in spec.files(mapping)])
+        assert sorted(table.column("title").to_pylist()) == sorted(part)
+    assert check_dataset.main([str(tmp_path / "data")]) == 0
+
+
+BAD_RAW = {
+    "a number too few": ([1.0, 2.0], "row 6: column 'title' has a vector of 2 numbers; expected 3, as its `dimension`"),
+    "no vector": (None, "has a vector of 0 numbers; expected 3"),
+    "no number": (
+        [1.0, None, 2.0],
+        "row 6: column 'title' has a vector with a missing number; expected fin",
+    ),
+    "infinity": ([1.0, 2.0, INF], "row 6: column 'title' has the item inf; expected a finite number"),
+}
+
+
+@pytest.mark.parametrize(("title", "words"), BAD_RAW.values(), ids=BAD_RAW)
+def test_bad_raw_vectors(tmp_path, capsys, title, words):
+    titles: list[Any] = [[1.0, 2.0, 3.0]] * 8
+    titles[5] = title
+    assert preprocess_raw(tmp_path, "parquet", titles) != 0
+    assert words in capsys.readouterr().err
+
+
+RAW_PROBLEMS = {
+    "encode": ({"encode": ["log1p"]}, "encode", "changes values, and those of a vector are taken as they are; remove"),
+    "max_hotness": (
+        {"max_hotness": 3},
+        "max_hotness",
+        "is only for multihot_categorical, and the feature is in vec",
+    ),
+    "keep": ({"keep": "last"}, "keep", "is only for multihot_categorical, and the feature is in vec"),
+    "dimension": ({"dimension": 0}, "dimension", "is the number 0; write a whole number from 1 to 65536"),
+}
+
+
+@pytest.mark.parametrize(("keys", "key", "words"), RAW_PROBLEMS.values(), ids=RAW_PROBLEMS)
+def test_mistakes_of_raw_vectors(tmp_path, keys, key, words):
+    check_only_problem(raw_problems(raw_document("parquet", **keys), tmp_path), f"feature_spec.title.{key}", words)
+
+
+def test_raw_vectors_have_a_dimension(tmp_path):
+    raw = raw_document("parquet")
+    del raw["feature_spec"]["title"]["dimension"]
+    check_only_problem(raw_problems(raw, tmp_path), "feature_spec.title.dimension", "is missing; write how many")
+    raw = raw_document("parquet")
+    raw["feature_spec"]["item"]["dimension"] = 3
+    words = "is only for vector and the feature is in onehot_categorical"
+    check_only_problem(raw_problems(raw, tmp_path), "feature_spec.item.dimension", words)

@@ -241,7 +241,7 @@ class RawLayout:
             raise NotFromRaw(f"sequences ({names}) are read encoded; encode their lists as preprocess.py does")
         if model.vectors:
             names = ", ".join(vector.name for vector in model.vectors)
-            raise NotFromRaw(f"vectors ({names}) are in no raw column")
+            raise NotFromRaw(f"vectors ({names}) are read encoded")
         needed = encoders_of(model, encoders)
         columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
         hashed = {

@@ -38,6 +38,7 @@ from data.spec.document import (
 )
 from data.spec.document_values import (
     ChannelKeys,
+    Dimension,
     FilePath,
     Name,
     NoneIsList,
@@ -56,7 +57,7 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, VECTOR, Feature, Missing, Wide, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Feature, Missing, Wide, name_mistake
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -320,6 +321,7 @@ class RawFeatureKeys(TypedDict, total=False):
     max_hotness: PositiveInteger
     keep: Annotated[Keep, expects_one_of(Keep)]
     weights: Name
+    dimension: Dimension
     history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger
@@ -400,10 +402,6 @@ class _RawDocument(TypedDict):
 
 _DOCUMENT = TypeAdapter(Annotated[_RawDocument, expects("a mapping with feature_spec, source_spec and channel_spec")])
 RAW_SECTIONS = tuple(_RawDocument.__annotations__)
-VECTOR_HELP = (
-    "a raw specification has no vectors; preprocess the other columns, then add the column of vectors to the new "
-    "files, and to feature_spec, source_spec and channel_spec of their specification"
-)
 # Keys by which a raw specification differs from that of an encoded dataset.
 _RAW_ONLY_SECTIONS = frozenset(RAW_SECTIONS).difference(SECTIONS)
 _RAW_ONLY_KEYS = frozenset(RawFeatureKeys.__annotations__).difference(Feature.__dataclass_fields__)
@@ -468,8 +466,6 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             incomplete |= incomplete_after(location, details["type"])
         valid = _DOCUMENT.validate_python(_without_mistakes(document, wrong))
     channels, sequences = channel_entries(_section(document, "channel_spec"), wrong)
-    if channels[VECTOR]:
-        problems.append(Problem(path_of("channel_spec", VECTOR), VECTOR_HELP))
     return RawParts(
         features=valid["feature_spec"],
         sources={
