@@ -125,6 +125,18 @@ def test_a_vector_is_permuted_as_one(trained, tmp_path):
         assert abs(change) > 1e-4
 
 
+def test_a_model_with_gates_is_measured(trained, tmp_path):
+    """The monitor of its experts gets the vectors of the sampled rows, too."""
+    flags = (
+        "--model mmoe --expert_hidden_units 8 --tower_hidden_units 4 --num_experts 2 --interaction cross --num_epochs 1"
+    )
+    must(run(trained.data, tmp_path, *words(flags)))
+    saved = load_model(tmp_path / "models" / "model")
+    assert metrics(tmp_path / "results")["loss_val"] == pytest.approx(
+        loss(SimpleNamespace(saved=saved, labels=trained.labels), trained.inputs), abs=1e-5
+    )
+
+
 def check_export(trained, predict) -> None:
     inputs = named_inputs(trained.saved.layout, trained.inputs)
     assert [inputs[name].shape for name in EMBEDDINGS] == [(ROWS, 16), (ROWS, 6)]
