@@ -114,7 +114,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help=(
             "standard deviation of the labels' log odds over the rows: at 0 labels are independent of the features, "
             "at 1, 2 and 4 a perfect model reaches an AUC of about 0.74, 0.86 and 0.95. Every id has its own "
-            "effect on the labels, so rare ids take many rows to learn"
+            "effect on the labels, so rare ids take many rows to learn. In a sequence with a target, labels depend on "
+            "the step most similar to it"
         ),
     )
     parser.add_outside_paths()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.checks.labels import LabelStatistics
@@ -28,7 +29,7 @@ from data.preprocess.findings import MappingCounts
 from data.spec.columns import ALIGNMENTS, Column, as_numbers, describe_column, dtype_name, is_list
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, NUMERICAL, Chunk
+from data.spec.features import LABEL, NUMERICAL, SEQUENCE, Chunk
 from data.storage.files import NotRegularError, open_regular
 
 FLOAT16_MAX = 65_504
@@ -79,7 +80,7 @@ class BeyondFloat16:
     """The values of a column that overflow float16 but not float32.
 
     Attributes:
-        count: number of such values.
+        count: number of rows with such values.
         largest: value with the largest magnitude.
         location: file of the first value, with the row group of a parquet file.
         row: row of the first value, in the numbering of `unit`.
@@ -358,7 +359,7 @@ def _count_beyond_float16(
     first_row: int,
     unit: str,
 ) -> None:
-    """Counts the values of numerical features and regression labels that overflow float16 but not float32.
+    """Counts the values of numerical features, sequences and regression labels that overflow float16 but not float32.
 
     Args:
         columns: columns of the rows.
@@ -369,19 +370,24 @@ def _count_beyond_float16(
         unit: "rows" (counted from 0) or "lines" (counted from 1).
     """
     for column in columns:
-        is_amount = column.kind == LABEL and column.feature.is_number
-        values = rows.column(column.name) if column.kind == NUMERICAL or is_amount else None
-        if values is None or values.type not in WIDER_THAN_FLOAT16:
+        is_number = column.kind in (NUMERICAL, SEQUENCE) and not column.has_ids
+        if not is_number and not (column.kind == LABEL and column.feature.is_number):
+            continue
+        values = rows.column(column.name)
+        items = pc.list_flatten(values) if is_list(values.type) else values
+        if items.type not in WIDER_THAN_FLOAT16:
             continue
         with np.errstate(over="ignore"):
-            numbers = values.fill_null(0).to_numpy().astype(np.float32)
+            numbers = items.fill_null(0).to_numpy().astype(np.float32)
         # Values that overflow float32 as well are errors, which `find_violations` reports.
         wrong = np.flatnonzero((np.abs(numbers) > FLOAT16_MAX) & np.isfinite(numbers))
         if len(wrong):
+            of_items = np.arange(len(numbers)) if items is values else pc.list_parent_indices(values).to_numpy()
+            wrong_rows = np.unique(of_items[wrong])
             largest = float(max(numbers[wrong], key=abs))
-            first = BeyondFloat16(0, largest, location, first_row + int(wrong[0]), unit)
+            first = BeyondFloat16(0, largest, location, first_row + int(wrong_rows[0]), unit)
             known = summary.beyond_float16.setdefault(column.name, first)
-            known.count += len(wrong)
+            known.count += len(wrong_rows)
             known.largest = max(known.largest, largest, key=abs)
 
 

@@ -5,25 +5,28 @@ Ids are skewed as in click logs: a few are frequent, most are rare. Every label 
     latent = signal * score + noise,    noise ~ Logistic(0, 1)
 
 where the score sums the effects of all feature values (an id, a number, or the items of a list) and has a variance of
-about 1, half of which is common to all labels. A binary label is latent > 0, which is 1 with probability
-sigmoid(signal * score); a class is floor(classes * sigmoid(latent)); a regression label is the latent value; an amount
-is max(latent, 0).
+about 1, half of which is common to all labels. In a sequence with a target, items have no effects of their own: what
+counts is the step most similar to the target, wherever it is in the list (see `_similarities`), alike for all labels.
+A binary label is latent > 0, which is 1 with probability sigmoid(signal * score); a class is
+floor(classes * sigmoid(latent)); a regression label is the latent value; an amount is max(latent, 0).
 """
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from data.spec.columns import Column, describe_column, is_list
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SEQUENCE, Feature
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SEQUENCE, Feature, FeatureSequence
 
 BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)
 INTEGERS = 100  # integers without a cardinality lie in [0, INTEGERS)
+SAMPLE_ROWS = 4096  # of random rows from which the usual similarity of steps and targets is known
 MISSING_RATE = 0.1  # of labels with `missing: ignore`
 GROUP_ROWS = (2, 12)  # minimum and maximum number of rows that share a value of the map feature
 
@@ -50,9 +53,10 @@ def random_tables(
     rng = np.random.default_rng([seed, zlib.crc32(mapping.encode())])
     # ceil(rows / block_rows) blocks of about equal size.
     bounds = np.linspace(0, rows, -(-rows // block_rows) + 1).astype(int)
+    effects = _Effects(spec, seed, signal)
     for first_row, end in zip(bounds[:-1], bounds[1:], strict=True):
         block = _Block(int(first_row), int(end - first_row), rng)
-        yield _table(spec, columns, block, _Effects(spec, seed, signal))
+        yield _table(spec, columns, block, effects)
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,7 @@ class _Block:
 
 
 def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects: "_Effects") -> pa.Table:
-    drawn_later = (LABEL, MAP)
-    inputs = {name: column for name, column in columns.items() if column.kind not in drawn_later}
-    arrays = {name: _values(column, block) for name, column in inputs.items() if column.aligned_with is None}
-    # The others have as many items as these.
-    arrays |= {
-        name: _aligned_lists(column, arrays.get(column.aligned_with.name), block)
-        for name, column in inputs.items()
-        if column.aligned_with is not None
-    }
+    arrays = _inputs({name: column for name, column in columns.items() if column.kind not in (LABEL, MAP)}, block)
     latents = effects.latents(columns, arrays, block)
     group_column = next((column for column in columns.values() if column.kind == MAP), None)
     starts = None
@@ -89,6 +85,17 @@ def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects
     for name, labels in _labels(spec, latents, starts, block.rng).items():
         arrays[name] = _to_arrow(labels, columns[name].type)
     return pa.table([arrays[name] for name in columns], names=list(columns))
+
+
+def _inputs(columns: dict[str, Column], block: _Block) -> dict[str, pa.Array]:
+    """Returns random values of columns that are neither labels nor the map feature."""
+    arrays = {name: _values(column, block) for name, column in columns.items() if column.aligned_with is None}
+    # The others have as many items as these.
+    return arrays | {
+        name: _aligned_lists(column, arrays.get(column.aligned_with.name), block)
+        for name, column in columns.items()
+        if column.aligned_with is not None
+    }
 
 
 def _values(column: Column, block: _Block) -> pa.Array:
@@ -175,15 +182,40 @@ class _Effects:
         noise = {label.name: block.rng.logistic(size=block.rows) for label in self._spec.labels}
         if self._signal == 0:
             return noise
-        inputs = [(columns[feature.name], arrays[feature.name]) for feature in self._spec.inputs]
+        compared = {name for sequence in self._compared for name in sequence.features}
+        inputs = [(columns[each.name], arrays[each.name]) for each in self._spec.inputs if each.name not in compared]
+        similar = sum((self._similarity(sequence, arrays) for sequence in self._compared), np.zeros(block.rows))
         # Two independent scores of variance 1, divided by sqrt(2): half of the variance is common to all labels.
         common = self._score(inputs, "")
         own = {name: self._score(inputs, name) for name in noise}
-        return {name: self._signal * (common + own[name]) / np.sqrt(2) + noise[name] for name in noise}
+        return {name: self._signal * ((common + own[name]) / np.sqrt(2) + similar) + noise[name] for name in noise}
 
     def _score(self, inputs: list[tuple[Column, pa.Array]], label: str) -> np.ndarray:
         total = sum(self._effect(column, values, label) for column, values in inputs)
-        return np.asarray(total) / np.sqrt(len(inputs))
+        return np.asarray(total) / np.sqrt(len(self._spec.inputs))
+
+    @cached_property
+    def _compared(self) -> list[FeatureSequence]:
+        """The sequences with a target."""
+        return [sequence for sequence in self._spec.sequences if sequence.target]
+
+    @cached_property
+    def _usual(self) -> dict[str, tuple[float, float]]:
+        """{name of a sequence with a target: mean and standard deviation of the similarities in random rows}."""
+        usual = {}
+        for sequence in self._compared:
+            names = (*sequence.features, *sequence.target)
+            rng = np.random.default_rng([self._seed, zlib.crc32(sequence.name.encode())])
+            drawn = _inputs({name: describe_column(self._spec, name) for name in names}, _Block(0, SAMPLE_ROWS, rng))
+            found = _similarities(self._spec, sequence, drawn)
+            usual[sequence.name] = float(found.mean()), float(found.std()) or 1.0
+        return usual
+
+    def _similarity(self, sequence: FeatureSequence, arrays: dict[str, pa.Array]) -> np.ndarray:
+        """Returns the part that a sequence with a target has in the score, [rows] float64: that of all its features."""
+        mean, deviation = self._usual[sequence.name]
+        share = np.sqrt(len(sequence.features) / len(self._spec.inputs))
+        return share * (_similarities(self._spec, sequence, arrays) - mean) / deviation
 
     def _effect(self, column: Column, values: pa.Array, label: str) -> np.ndarray:
         """Returns the effect of one feature, [rows] float64 with a mean of about 0 and a variance of about 1."""
@@ -203,6 +235,31 @@ class _Effects:
         sums = np.concatenate([[0], np.cumsum(effects)])
         offsets = values.offsets.to_numpy()
         return np.diff(sums[offsets]) / np.sqrt(np.maximum(np.diff(offsets), 1))
+
+
+def _similarities(spec: FeatureSpec, sequence: FeatureSequence, arrays: dict[str, pa.Array]) -> np.ndarray:
+    """Returns how similar the most similar step of each row is to the target, [rows] float64; 0 without steps.
+
+    The similarity of a step is the number of target features whose id it has, times 1 minus the mean of its numbers,
+    as fractions of their range: of two steps with the same ids, that with the smaller numbers, such as the age of a
+    click, is more similar.
+    """
+    offsets = arrays[sequence.features[0]].offsets.to_numpy()
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    items = {name: arrays[name].values.to_numpy(zero_copy_only=False) for name in sequence.features}
+    table_of = {name: spec.features[name].table or name for name in (*sequence.features, *sequence.target)}
+    of_table = {table_of[name]: items[name] for name in sequence.features if spec.features[name].cardinality}
+    same = np.zeros(len(rows))
+    for name in sequence.target:
+        same += of_table[table_of[name]] == arrays[name].to_numpy(zero_copy_only=False)[rows]
+    numbers = [
+        items[name] / (INTEGERS if np.issubdtype(items[name].dtype, np.integer) else 1)
+        for name in sequence.features
+        if spec.features[name].cardinality is None
+    ]
+    similarities = np.zeros(len(offsets) - 1)
+    np.maximum.at(similarities, rows, same * (1 - (np.mean(numbers, axis=0) if numbers else 0)))
+    return similarities
 
 
 def _effect_of_ids(ids: np.ndarray, key: int) -> np.ndarray:

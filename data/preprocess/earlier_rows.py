@@ -2,7 +2,8 @@
 
 Rows are a table with the columns BY, OF (unless a count has none), ORDER and ROWS: the number of rows of the log that
 each stands for, 0 if it does not enter. Columns hold large strings, int64, or float64 without -0.0 and NaN. None is
-null, except OF of a history, in rows that do not enter it. Rows of equal order follow in the sequence of the table.
+null, except OF of a history, in rows that do not enter it and in sequences. Rows of equal order follow in the sequence
+of the table.
 """
 
 from collections.abc import Sequence

@@ -298,7 +298,9 @@ class _Writer:
         """Write every mapping; return the specification of the dataset."""
         features = self._features()
         chunks: dict[str, tuple[Chunk, ...]] = {}
-        draft_spec = FeatureSpec(self._draft, features, {}, self._spec.channels, self._spec.metadata)
+        draft_spec = FeatureSpec(
+            self._draft, features, {}, self._spec.channels, self._spec.metadata, self._spec.sequences
+        )
         counts = DatasetCounts(draft_spec, self._workflow.encoders, used_columns(self._spec))
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])

@@ -5,7 +5,8 @@ enter, so that rows of the same time never see each other:
 
 - a history is the list of their `of` values, at most the `last` ones, the most recent last. Rows of equal order follow
   mapping by mapping (train, valid, test, others by name) and in the order of the files. A row whose `of` is null does
-  not enter.
+  not enter. The histories of a sequence are those of the same rows: a row enters all of them, or none if the `of` of
+  the sequence's first history is null; other values may be null.
 - a count is the number of these rows that have the same `of` (all of them without `of`) and, with a `window`, an order
   of at least `order - window`.
 
@@ -234,7 +235,7 @@ class _Column:
     def _blocks(self, state: Path | None) -> Iterator[pa.Table]:
         """Yield the rows that enter or need a value, those of the state first: POSITION, BY, OF, ORDER and ROWS."""
         first, schema, rule = 0, None, self.rule
-        needed = [rule.by, rule.order, *([rule.of] if rule.of else [])]
+        needed = [rule.by, rule.order, *([rule.of] if rule.of else []), *([steps] if (steps := _steps(rule)) else [])]
         for file in self._files:
             where = rule.where if rule.where and rule.where.reading in file.schema.names else None
             for row, batch in file.blocks(needed + ([where.reading] if where else [])):
@@ -290,7 +291,7 @@ class _Column:
         known = columns[BY].is_valid()
         if rule.of is not None:
             columns[OF] = _plain(batch.column(rule.of))
-            has_item = columns[OF].is_valid()
+            has_item = _plain(batch.column(_steps(rule) or rule.of)).is_valid()
             enters = pc.and_(enters, has_item)
             known = known if isinstance(rule, History) else pc.and_(known, has_item)
         rows = pa.table(columns | {ORDER: order, ROWS: enters.cast(pa.int64())})
@@ -373,6 +374,11 @@ class _Results:
         number = int(np.searchsorted(self._rest.column(POSITION).to_numpy(), end))
         found, self._rest = self._rest.slice(0, number), self._rest.slice(number)
         return found
+
+
+def _steps(rule: History | Count) -> str | None:
+    """Return the reading without which a row does not enter a history of a sequence; None for other columns."""
+    return rule.steps if isinstance(rule, History) else None
 
 
 def _plain(values: pa.Array) -> pa.Array:

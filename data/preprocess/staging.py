@@ -21,7 +21,15 @@ from data.errors import DataError
 from data.preprocess.prepared import StageLog
 from data.raw.cells import combined, first_true
 from data.raw.files import RawBlock, count_rows_estimate, locate_row, read_raw
-from data.raw.labels import check_given, check_list_weights, group_values, is_negative, label_values, weight_values
+from data.raw.labels import (
+    check_given,
+    check_list_weights,
+    check_steps,
+    group_values,
+    is_negative,
+    label_values,
+    weight_values,
+)
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, Feature
 from data.spec.raw.spec import IdentityRule, LastSplit, NumberRule, RawChunk, RawSpec, Reading, SharedVocabularyRule
@@ -203,6 +211,7 @@ class Stager:
             rows = rows.filter(satisfies(self.spec.where, rows.table))
         self._check_identities(rows)
         self._check_list_weights(rows)
+        self._check_sequences(rows)
         mappings = assign_mappings(self.spec, source, rows, total)
         table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
@@ -237,6 +246,15 @@ class Stager:
                 ]
                 steps = weights.rule.steps if isinstance(weights.rule, NumberRule) else ()
                 check_list_weights(columns[0], columns[1], steps, rows.name)
+
+    def _check_sequences(self, rows: RawRows) -> None:
+        """Raise a DataError for a row in which the lists of a sequence differ in length; histories never do."""
+        for sequence in self.spec.sequences:
+            features = [self.spec.features[name] for name in sequence.features]
+            read = [raw.reading for raw in features if raw.reading is not None and raw.computed is None]
+            columns = [(self.spec.readings[name].column, _column(rows, name)) for name in read]
+            if columns:
+                check_steps(columns, rows.name)
 
     def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(rows.numbers)}

@@ -83,6 +83,25 @@ def check_list_weights(
         )
 
 
+def check_steps(columns: Sequence[tuple[str, pa.Array]], row_name: RowName) -> None:
+    """Check that the lists of a sequence are equally long.
+
+    Args:
+        columns: name of each raw column, and its [rows] lists, in which null is an empty list.
+        row_name: returns the location of a row for messages.
+
+    Raises:
+        DataError: if the lists of a row differ in length.
+    """
+    first, *others = ((name, pc.fill_null(pc.list_value_length(lists), 0)) for name, lists in columns)
+    for name, lengths in others:
+        if (row := first_true(pc.not_equal(first[1], lengths))) is not None:
+            raise DataError(
+                f"{row_name(row)}: column {first[0]!r} has {first[1][row]} items and column {name!r}, of the same "
+                f"sequence, {lengths[row]}; expected as many: correct the row, or leave it out with `where`"
+            )
+
+
 def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
     """Raise a DataError if a label is positive outside of its sample space (`given`)."""
     for name, (feature, values) in labels.items():

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from data.errors import listed, nearest, shown
 from data.spec.document_values import (
-    EncodedChannelKeys,
+    ChannelKeys,
     FilePath,
     Id,
     Name,
@@ -42,6 +42,7 @@ from data.spec.features import (
     ChunkType,
     Encoder,
     Feature,
+    FeatureSequence,
     Missing,
     Order,
     Role,
@@ -167,7 +168,7 @@ _Chunks = Annotated[
 class _Document(TypedDict):
     feature_spec: Annotated[dict[Name, _Feature], expects("a mapping"), NoneIsMapping]
     source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
-    channel_spec: Annotated[EncodedChannelKeys, expects("a mapping"), NoneIsMapping]
+    channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
     metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
 
 
@@ -217,6 +218,13 @@ class SequencePart:
     encoder: Encoder
     order: Order
 
+    def with_length(self, features: Mapping[str, Feature]) -> FeatureSequence:
+        """Returns the sequence of a valid document, as long as one of its features states; 1 if none does."""
+        names, target = (tuple(entry.text for entry in entries) for entries in (self.features, self.target))
+        lengths = [features[name].max_hotness for name in names]
+        length = next((length for length in lengths if length is not None), 1)
+        return FeatureSequence(self.name, names, target, self.encoder, self.order, length)
+
 
 @dataclass
 class Parts:
@@ -228,6 +236,7 @@ class Parts:
         sources: {mapping name: chunks}.
         channels: {channel name: feature names}, of all channels; those of all sequences together.
         sequences: the sequences of the channel `sequence`.
+        steps_with_ids: names of the features of sequences that have ids.
         metadata: metadata section of the document.
         incomplete: locations of the sections, features, mappings and channels in which something was malformed. There,
             a missing name proves nothing: it may be the malformed one. A section of which all names are well-formed is
@@ -239,6 +248,7 @@ class Parts:
     sources: dict[str, list[ChunkPart]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
     sequences: list[SequencePart] = field(default_factory=list)
+    steps_with_ids: set[str] = field(default_factory=set)
     metadata: dict[Any, Any] = field(default_factory=dict)
     incomplete: set[KeyPath] = field(default_factory=set)
 
@@ -250,7 +260,7 @@ class Parts:
     @property
     def categorical(self) -> list[Feature]:
         """The known features that have ids, each once: those of the categorical channels, then those of sequences."""
-        steps = [feature for feature in self.in_channels(SEQUENCE) if feature.cardinality is not None]
+        steps = [feature for feature in self.in_channels(SEQUENCE) if feature.name in self.steps_with_ids]
         return [*self.in_channels(*CATEGORICAL_CHANNELS), *steps]
 
     def channel_of(self) -> dict[str, str]:
@@ -286,6 +296,8 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
             chunks = enumerate([] if ("source_spec", name) in wrong else chunks)
             parts.sources[name] = [_chunk_part(chunk, ("source_spec", name, i), wrong) for i, chunk in chunks]
     parts.channels, parts.sequences = channel_entries(channels, wrong)
+    steps = parts.in_channels(SEQUENCE)
+    parts.steps_with_ids = {feature.name for feature in steps if feature.cardinality is not None}
     parts.metadata = metadata
     return parts, problems
 

@@ -104,17 +104,6 @@ ChannelNames = Annotated[list[Name], expects("a list, such as [age, price]"), No
 
 
 @with_config(ConfigDict(extra="forbid"))
-class ChannelKeys(TypedDict, total=False):
-    """The channels, each a list of names."""
-
-    onehot_categorical: ChannelNames
-    multihot_categorical: ChannelNames
-    numerical: ChannelNames
-    label: ChannelNames
-    map: ChannelNames
-
-
-@with_config(ConfigDict(extra="forbid"))
 class SequenceKeys(TypedDict):
     """The keys of a sequence."""
 
@@ -132,7 +121,12 @@ Sequences = Annotated[
 
 
 @with_config(ConfigDict(extra="forbid"))
-class EncodedChannelKeys(ChannelKeys, total=False):
-    """The channels, each a list of names, and the sequences."""
+class ChannelKeys(TypedDict, total=False):
+    """The channels, each a list of names, except for the sequences."""
 
+    onehot_categorical: ChannelNames
+    multihot_categorical: ChannelNames
+    numerical: ChannelNames
+    label: ChannelNames
+    map: ChannelNames
     sequence: Sequences

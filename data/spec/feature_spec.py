@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
 from data.errors import DataError, nearest
-from data.spec.document import Entry, Problem, SequencePart, format_problems
+from data.spec.document import Entry, Problem, format_problems
 from data.spec.features import (
     CHANNELS,
     LABEL,
@@ -136,7 +136,7 @@ class FeatureSpec:
             },
             channels={channel: _texts(parts.channels[channel]) for channel in CHANNELS},
             metadata=parts.metadata,
-            sequences=tuple(_sequence(part, parts.features) for part in parts.sequences),
+            sequences=tuple(part.with_length(parts.features) for part in parts.sequences),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -343,12 +343,6 @@ def _sequence_keys(sequence: FeatureSequence) -> dict[str, Any]:
     if sequence.encoder != default_encoder(bool(sequence.target)):
         keys["encoder"] = sequence.encoder
     return keys | ({"order": sequence.order} if sequence.order != "newest_last" else {})
-
-
-def _sequence(part: SequencePart, features: Mapping[str, Feature]) -> FeatureSequence:
-    names = _texts(part.features)
-    length = next(features[name].max_hotness for name in names if features[name].cardinality is not None)
-    return FeatureSequence(part.name, names, _texts(part.target), part.encoder, part.order, length or 1)
 
 
 def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:

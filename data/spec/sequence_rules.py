@@ -40,7 +40,7 @@ def check_sequences(
         known = {name: columns[name] for name in names if name in columns}
         has_all = is_complete and len(known) == len(names)
         if has_all and all(column.table is None for column in known.values()):
-            message = "has no feature with ids; list one that has a cardinality, whose embeddings are combined"
+            message = "has no feature with ids, whose embeddings an encoder combines; list one"
             yield Problem(f"{sequence.path}.features", message)
         yield from _check_lengths(known)
         for name, column in known.items():

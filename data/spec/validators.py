@@ -179,9 +179,10 @@ def check_tables(parts: Parts) -> Iterator[Problem]:
 
 def check_all_sequences(parts: Parts) -> Iterator[Problem]:
     """Checks the sequences; see `check_sequences`."""
+    categorical = {feature.name for feature in parts.categorical}
     columns = {
         feature.name: Column(
-            None if feature.cardinality is None else feature.table or feature.name, feature.max_hotness, feature.wide
+            feature.table or feature.name if feature.name in categorical else None, feature.max_hotness, feature.wide
         )
         for feature in parts.in_channels(ONEHOT, SEQUENCE)
         if ("feature_spec", feature.name) not in parts.incomplete

@@ -77,3 +77,22 @@ def changed_raw(changes: dict[str, Any]) -> Any:
 def raw_problems(wrong: Any, folder: Path) -> list[str]:
     """The problems of an invalid raw document."""
     return problems_of(wrong, folder, raw_spec_from_dict)
+
+
+def sequential_raw() -> Any:
+    """The valid raw document with a sequence of lists in files and one of histories."""
+    history = {"of": "item", "by": "user_id", "order": "ts", "where": "click", "last": 50}
+    features = {
+        "bought": {"separator": " ", "table": "item", "max_hotness": 9},
+        "bought_slot": {"separator": " ", "table": "slot", "encode": "identity", "cardinality": 12},
+        "bought_age": {"separator": " ", "encode": ["log1p"]},
+        "viewed": {"history": history, "table": "item"},
+        "viewed_price": {"history": history | {"of": "price"}, "encode": [{"fill": 0}]},
+    }
+    sequences = {
+        "buys": {"features": ["bought", "bought_slot", "bought_age"], "target": ["item", "slot"]},
+        "views": {"features": ["viewed", "viewed_price"], "target": ["item"], "encoder": "self_attention"},
+    }
+    return changed_raw(
+        {f"feature_spec.{name}": keys for name, keys in features.items()} | {"channel_spec.sequence": sequences}
+    )

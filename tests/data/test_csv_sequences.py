@@ -143,20 +143,56 @@ def test_random_sequences_are_aligned_and_survive_csv(tmp_path, first):
 
 
 def test_labels_depend_on_the_numbers_of_steps(tmp_path):
-    """With `--signal`, every column of a sequence has an effect, also one of numbers.
+    """Without a target, every column of a sequence has an effect, also one of numbers.
 
     The effects of numbers that all labels have and that each has of its own may cancel out, by the seed.
     """
-    made = sequential()
-    made["channel_spec"] |= {"onehot_categorical": ["user"], "multihot_categorical": [], "numerical": []}
-    made["feature_spec"] |= {"clicked": {"task": "regression"}, "bought": {}}
-    spec = FeatureSpec.from_dict(made, tmp_path)
+    spec = FeatureSpec.from_dict(regression(target=[]), tmp_path)
     found = []
     for seed in range(4):
         rows = pa.concat_tables(random_tables(spec, "train", 2000, seed=seed, signal=1000))
         ages = [sum(cell) - len(cell) / 2 for cell in rows.column("met_at").to_pylist()]
         found.append(abs(np.corrcoef(ages, rows.column("clicked").to_numpy())[0, 1]))
     assert max(found) > 0.3
+
+
+def regression(**keys: Any) -> dict[str, Any]:
+    """A specification whose only inputs are a sequence and a user, and whose first label is the latent value."""
+    made = sequential(**keys)
+    made["channel_spec"] |= {"onehot_categorical": ["user"], "multihot_categorical": [], "numerical": []}
+    made["feature_spec"] |= {"clicked": {"task": "regression"}, "bought": {}}
+    return made
+
+
+def similarity(row: dict[str, Any]) -> float:
+    """Of the steps with the row's user, the largest 1 - mean of the numbers between 0 and 1."""
+    steps = zip(row["met"], row["met_at"], row["gap"], strict=True)
+    return max([1 - (at + gap / 100) / 2 for met, at, gap in steps if met == row["user"]], default=0)
+
+
+def test_labels_depend_on_the_step_most_similar_to_the_target(tmp_path):
+    """Without noise, labels are a number per user plus the similarity, times the same factor in all mappings."""
+    spec, factors = FeatureSpec.from_dict(regression(), tmp_path), []
+    for mapping in ("train", "test"):
+        rows = pa.concat_tables(random_tables(spec, mapping, 5000, signal=1e6, block_rows=2000))
+        labels = rows.column("clicked").to_numpy() / 1e6
+        users, similar = rows.column("user").to_numpy(), np.array([similarity(row) for row in rows.to_pylist()])
+        design = np.column_stack([users[:, np.newaxis] == np.arange(50), similar])
+        weights, *_ = np.linalg.lstsq(design, labels, rcond=None)
+        np.testing.assert_allclose(design @ weights, labels, atol=1e-3)
+        factors.append(weights[-1])
+        # Three of four inputs belong to the sequence.
+        assert 0.65 < (factors[-1] * similar).var() < 0.85 and abs(labels.std() - 1) < 0.15
+    assert abs(factors[0] - factors[1]) < 1e-3
+
+
+def test_a_sequence_without_numbers_has_a_signal(tmp_path):
+    made = regression(features=["met"])
+    made["feature_spec"] |= {"met_at": {}, "gap": {}}
+    rows = pa.concat_tables(random_tables(FeatureSpec.from_dict(made, tmp_path), "train", 2000, signal=100))
+    has_met = np.array([row["user"] in row["met"] for row in rows.to_pylist()])
+    labels = rows.column("clicked").to_numpy()
+    assert labels[has_met].mean() > labels[~has_met].mean() + 50
 
 
 def test_sequences_need_memory(tmp_path, monkeypatch):

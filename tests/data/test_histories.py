@@ -45,6 +45,7 @@ HISTORY = st.builds(
     order=st.sampled_from(["time"]),
     where=WHERE,
     last=st.integers(1, 4),
+    steps=st.sampled_from([None, None, "item", "price"]),
 )
 COUNT = st.builds(
     Count,
@@ -85,7 +86,8 @@ def expected(rows, rule):
             key=lambda other: other[rule.order],
         )
         if isinstance(rule, History):
-            result.append([other[rule.of] for other in earlier if other[rule.of] is not None][-rule.last :])
+            entering = [other for other in earlier if other[rule.steps or rule.of] is not None]
+            result.append([other[rule.of] for other in entering][-rule.last :])
         else:
             window = float("inf") if rule.window is None else rule.window
             result.append(

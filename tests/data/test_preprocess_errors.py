@@ -278,8 +278,8 @@ CELLS = {
         ),
     ),
     "target statistics of a list": Case(
-        "feature_spec.item.encode: target is for one value per row, and this is a list, whose items would be numbers, "
-        "which no channel takes as lists; write an encoding of ids, such as {hash: 1000}, or add a column",
+        "feature_spec.item.encode: target is for one value per row, and this is a list; "
+        "write an encoding of ids, such as {hash: 1000}, or add a column",
         spec=(
             ("item: {}", 'item: {separator: "|", encode: {target: {label: liked}}}'),
             ("[user, item]", "[user]"),

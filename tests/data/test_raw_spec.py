@@ -39,7 +39,7 @@ from data.spec.raw.spec import (
     TimestampRule,
     VocabularyRule,
 )
-from tests.data.raw_spec_samples import raw_document
+from tests.data.raw_spec_samples import raw_document, sequential_raw
 from tests.data.spec_strategies import SCALARS, damaged
 
 EXAMPLE = """
@@ -410,7 +410,9 @@ VALUES = st.recursive(
 )
 
 
-@given(document=damaged(raw_document, VALUES, SCALARS | NAMES) | VALUES)
+@given(
+    document=damaged(raw_document, VALUES, SCALARS | NAMES) | damaged(sequential_raw, VALUES, SCALARS | NAMES) | VALUES
+)
 @settings(max_examples=500, deadline=None)
 def test_damaged_documents(document: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     read(document, tmp_path_factory.getbasetemp())

@@ -142,8 +142,8 @@ REPORTED_ELSEWHERE = [
     (f"{F}.clicked_by_slot.weights", {f"{F}.clicked_by_slot.weights": "marks", f"{F}.marks": {"separator": " "}},
      "is for values read from files, and those of encode.cross are not; remove it"),
     (f"{F}.note.encode", {f"{F}.note": {"separator": " ", "encode": {"target": {"label": "click"}}}},
-     "target is for one value per row, and this is a list, whose items would be numbers, which no channel takes as "
-     "lists; write an encoding of ids, such as {hash: 1000}, or add a column with one value per row"),
+     "target is for one value per row, and this is a list; "
+     "write an encoding of ids, such as {hash: 1000}, or add a column with one value per row"),
     (f"{F}.hour.format", {f"{F}.hour.dtype": "int64"}, "is for timestamps, and the dtype is int64"),
     ("split.format", {"split.format": "%d.%m.%Y"}, "differs from that of feature_spec.hour, which reads the same"),
     (f"{F}.price.indicator", {f"{F}.price.indicator": "age", "channel_spec.numerical[2]": GONE},

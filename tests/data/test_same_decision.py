@@ -16,6 +16,8 @@ from tests.data.sample_data import decoded, nested
 FEATURES: dict[str, dict] = {
     "user": {"cardinality": 100},
     "tags": {"cardinality": 100, "max_hotness": 2},
+    "seen": {"cardinality": 100, "max_hotness": 2},
+    "age": {},
     "price": {},
     "click": {},
     "kind": {"task": "multiclass", "cardinality": 3},
@@ -31,12 +33,15 @@ CHANNELS = {
     "onehot_categorical": ["user"],
     "multihot_categorical": ["tags"],
     "numerical": ["price"],
+    "sequence": {"views": {"features": ["seen", "age"]}},
     "label": ["click", "kind", "stars", "bought", "rated", "spend"],
     "map": ["session"],
 }
 GOOD = {
     "user": pa.array([0, 5, 99]),
     "tags": pa.array([[0], [], [99, 1]]),
+    "seen": pa.array([[0], [], [99, 1]]),
+    "age": pa.array([[0.5], [], [-1.0, 3.0]]),
     "price": pa.array([0.5, -1.0, 2.0]),
     "click": pa.array([0, 1, 0]),
     "kind": pa.array([0, 1, 2]),
@@ -51,6 +56,7 @@ GOOD = {
 NAN, INF = float("nan"), float("inf")
 LARGEST = float(np.finfo(np.float32).max)
 DICTIONARY = pa.array([1, 2, 1]).dictionary_encode()
+HALF_LISTS = pa.ListArray.from_arrays(pa.array([0, 1, 1, 3], pa.int32()), pa.array(np.array([0.5, -1, 2], np.float16)))
 
 
 def lists(values: list, item: pa.DataType) -> pa.Array:
@@ -101,6 +107,25 @@ COLUMNS: dict[str, tuple[str, pa.Array | None, bool]] = {
     "lists of lists": ("tags", pa.array([[[0]], [[1]], []], pa.list_(pa.list_(pa.int64()))), False),
     "lists of texts": ("tags", lists([["0"], [], []], pa.string()), False),
     "ids in place of lists": ("tags", pa.array([0, 1, 2]), False),
+    "steps of whole doubles": ("seen", lists([[0.0], [], [99.0, 1.0]], pa.float64()), True),
+    "a step of one half": ("seen", lists([[0.5], [], [99.0, 1.0]], pa.float64()), False),
+    "a step of the cardinality": ("seen", lists([[0], [], [100, 1]], pa.int64()), False),
+    "a step too few": ("seen", lists([[0], [], [99]], pa.int64()), False),
+    "no list of steps": ("seen", lists([[0], None, [99, 1]], pa.int64()), False),
+    "steps without lists": ("seen", pa.array([0, 1, 2]), False),
+    "no steps": ("seen", None, False),
+    "large lists of integer numbers": ("age", pa.array([[-1], [], [2**62, 0]], pa.large_list(pa.int64())), True),
+    "lists of float16 numbers": ("age", HALF_LISTS, True),
+    "lists of uint64 numbers": ("age", lists([[1], [], [2**64 - 1, 0]], pa.uint64()), True),
+    "the largest numbers of steps": ("age", lists([[-LARGEST], [], [LARGEST, 0]], pa.float64()), True),
+    "a number of a step beyond float32": ("age", lists([[1e39], [], [0, 0]], pa.float64()), False),
+    "NaN in a step": ("age", lists([[NAN], [], [0, 0]], pa.float64()), False),
+    "infinity in a step": ("age", lists([[1.0], [], [0, INF]], pa.float32()), False),
+    "a missing number of a step": ("age", lists([[None], [], [0, 0]], pa.float64()), False),
+    "a missing list of numbers": ("age", lists([[1.0], None, [0, 0]], pa.float64()), False),
+    "a number too many": ("age", lists([[1.0], [2.0], [0, 0]], pa.float64()), False),
+    "truth values in steps": ("age", lists([[True], [], [True, False]], pa.bool_()), False),
+    "texts in steps": ("age", lists([["1"], [], ["0", "0"]], pa.string()), False),
     "float16 numbers": ("price", pa.array(np.array([0.5, 1, 65504], np.float16)), True),
     "a float16 NaN": ("price", pa.array(np.array([0.5, 1, NAN], np.float16)), False),
     "int64 numbers": ("price", pa.array([1, 2, 2**63 - 1]), True),
@@ -239,7 +264,7 @@ def test_odd_types_arrive_as_the_numbers_they_are(tmp_path: Path) -> None:
     reader = ParquetReader(write(tmp_path, [pa.table(GOOD | odd)]), "train")
     batch = decoded(reader, 0, 0, 3)
     assert batch.onehot.tolist() == [[3], [5], [99]]
-    assert nested(batch.id_lists) == [[[7]], [[]], [[1, 2]]]
+    assert nested(batch.id_lists) == [[[7], [0]], [[], []], [[1, 2], [99, 1]]]
     assert batch.labels[:, 0].tolist() == [1, 0, 1]
     np.testing.assert_array_equal(batch.labels[:, 3], [1, np.nan, 0])
 

@@ -363,3 +363,13 @@ def test_another_type(tmp_path, name, stored, expected):
     assert f"column '{name}' is stored as " in str(caught.value)
     assert f", expected {expected}; cast it" in str(caught.value)
     assert [finding.what for finding in findings(spec)] == ["column type"]
+
+
+def test_numbers_that_float16_cannot_hold_are_a_warning(tmp_path):
+    frame = rows_of(40)
+    for row, numbers in ((3, [70_000.0, -90_000.0]), (21, [1e5, 1.0]), (30, [65_504.0, -1.0])):
+        frame.at[row, "score"], frame.at[row, "seen"] = numbers, [1, 1]
+    spec = write_sequences(tmp_path, [[20], [20]], frame)
+    found = [one for one in check_mapping(spec, "train", MappingSummary()) if "float16" in one.what]
+    assert [(one.count, one.rows, one.values, one.is_warning) for one in found] == [(2, (3,), ("100000",), True)]
+    assert found[0].location == f"train, score, first in {tmp_path}/part_0.parquet, row group 0"

@@ -116,7 +116,7 @@ ONE_PROBLEM: list[tuple[str, dict[str, Any], str]] = [
      "'clicked_age' is already in channel_spec.sequence.clicks.features[2]; keep one"),
     (f"{VIEWS}.features[2]", {f"{VIEWS}.features[2]": "age"}, "'age' is already in channel_spec.numerical[0]; keep"),
     (f"{VIEWS}.features", {f"{VIEWS}.features": ["seen_score"]},
-     "has no feature with ids; list one that has a cardinality"),
+     "has no feature with ids, whose embeddings an encoder combines; list one"),
     (f"{VIEWS}.encoder", {f"{VIEWS}.encoder": "din"}, "is din, which compares steps with a target; write sum or mean"),
     (f"{VIEWS}.encoder", {f"{VIEWS}.encoder": "self_attention", f"{VIEWS}.target": []}, "is self_attention, which"),
     # Targets.

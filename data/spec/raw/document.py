@@ -26,12 +26,15 @@ from typing_extensions import TypedDict
 from data.errors import described, nearest, shown
 from data.spec.document import (
     CATEGORICAL_HELP,
+    SEQUENCE_KEYS,
     Entry,
     KeyPath,
     Problem,
+    SequencePart,
+    channel_entries,
     incomplete_after,
+    is_sequence,
     path_of,
-    valid_entries,
 )
 from data.spec.document_values import (
     ChannelKeys,
@@ -410,6 +413,7 @@ KEYS_OF: dict[str, tuple[str, tuple[str, ...]]] = {
     "feature_spec": ("a feature", _FEATURE_KEYS),
     "source_spec": ("a chunk", tuple(RawChunkKeys.__annotations__)),
     "channel_spec": ("channel_spec", CHANNELS),
+    "sequence": ("a sequence", SEQUENCE_KEYS),
     "split": ("split", tuple(_SplitKeys.__annotations__)),
     "encode": ("encode", tuple(EncodeKeys.__annotations__)),
     "step": ("a step", STEPS),
@@ -430,7 +434,8 @@ class RawParts:
     Attributes:
         features: {feature name: its keys}, of all features with a valid name.
         sources: {source name: its chunks}, of all sources with a valid name; empty where one is malformed.
-        channels: {channel name: feature names}, of all channels.
+        channels: {channel name: feature names}, of all channels; those of all sequences together.
+        sequences: the sequences of the channel `sequence`.
         outputs: {feature name: names that its encoding may add to the features}, well-formed or not.
         others: values of the other sections, by name of the section.
         incomplete: locations of the sections, features, sources and channels in which something was malformed.
@@ -439,6 +444,7 @@ class RawParts:
     features: dict[str, RawFeatureKeys] = field(default_factory=dict)
     sources: dict[str, list[RawChunkKeys]] = field(default_factory=dict)
     channels: dict[str, list[Entry]] = field(default_factory=dict)
+    sequences: list[SequencePart] = field(default_factory=list)
     outputs: dict[str, list[str]] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     incomplete: set[KeyPath] = field(default_factory=set)
@@ -457,7 +463,7 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             wrong.add(location[:-1] if location[-1:] == ("[key]",) else location)
             incomplete |= incomplete_after(location, details["type"])
         valid = _DOCUMENT.validate_python(_without_mistakes(document, wrong))
-    channels = _section(document, "channel_spec")
+    channels, sequences = channel_entries(_section(document, "channel_spec"), wrong)
     return RawParts(
         features=valid["feature_spec"],
         sources={
@@ -465,9 +471,8 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
             for name in _section(document, "source_spec")
             if name_mistake(name) is None
         },
-        channels={
-            channel: valid_entries(channels.get(channel), ("channel_spec", channel), wrong) for channel in CHANNELS
-        },
+        channels=channels,
+        sequences=sequences,
         outputs={name: _outputs(keys) for name, keys in _section(document, "feature_spec").items()},
         others={section: valid[section] for section in RAW_SECTIONS[3:] if section in valid},
         incomplete=incomplete,
@@ -548,6 +553,8 @@ def _as_written(location: KeyPath, document: Any) -> KeyPath:
 
 def _kind(parent: list[int | str]) -> str:
     """Returns what a location holds, as a key of `KEYS_OF`."""
+    if is_sequence(parent):
+        return "sequence"
     names = [key for key in parent if isinstance(key, str)]
     if len(parent) < 3 or parent[0] == "source_spec":
         return names[0] if names else "document"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from data.spec.features import CATEGORICAL_CHANNELS, LABEL, MAP, NUMERICAL
+from data.spec.features import CATEGORICAL_CHANNELS, FLOAT_DTYPES, LABEL, MAP, NUMERICAL, SEQUENCE
 from data.spec.raw.document import STEPS
 from data.spec.raw.spec import (
     BoundariesRule,
@@ -116,17 +116,24 @@ def _step(step: Any) -> NumberStep:
     return NumberStep("clip", low=value[0], high=value[1]) if kind == "clip" else NumberStep(kind)
 
 
-def default_rule(channel: str | None) -> Rule:
-    """Returns the rule of a feature without `encode`, by its channel (None for a feature in no channel)."""
-    if channel in CATEGORICAL_CHANNELS:
+def default_rule(channel: str | None, dtype: str | None) -> Rule:
+    """Returns the rule of a feature without `encode`.
+
+    Args:
+        channel: its channel, None for a feature in no channel.
+        dtype: its stated dtype, or None. In a sequence, a floating-point type makes numbers.
+    """
+    if channel in CATEGORICAL_CHANNELS or (channel == SEQUENCE and dtype not in FLOAT_DTYPES):
         return VocabularyRule()
-    return NumberRule() if channel == NUMERICAL else KeepRule()
+    return NumberRule() if channel in (NUMERICAL, SEQUENCE) else KeepRule()
 
 
 def check_channel(rule: Rule, channel: str | None) -> str | None:
     """Returns why an encoding does not fit the channel of its feature, or None."""
     if channel in CATEGORICAL_CHANNELS and not isinstance(rule, ID_RULES):
         return f"makes numbers, and the feature is in {channel}; write an encoding of ids, such as vocabulary"
+    if channel == SEQUENCE and (isinstance(rule, CrossRule) or not isinstance(rule, (*ID_RULES, NumberRule))):
+        return f"is not for lists in {channel}; write another encoding of ids, or steps of numbers"
     if channel == NUMERICAL and not isinstance(rule, (*NUMBER_RULES, KeepRule)):
         return f"does not make input numbers, and the feature is in {channel}; write steps, such as [standardize]"
     if channel == LABEL and not isinstance(rule, (*LABEL_RULES, KeepRule)):

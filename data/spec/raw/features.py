@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Literal, NamedTuple, cast
 
 from data.errors import listed, shown
-from data.spec.document import Parts, Problem, path_of
+from data.spec.document import Parts, Problem, SequencePart, path_of
 from data.spec.features import (
     CATEGORICAL_CHANNELS,
     LABEL,
@@ -15,7 +15,9 @@ from data.spec.features import (
     MAP,
     MULTIHOT,
     NUMERICAL,
+    SEQUENCE,
     Feature,
+    FeatureSequence,
 )
 from data.spec.raw.columns import ANY_TYPE, KEY_TYPES, ORDER_TYPES, RawColumns, ReadCondition, as_condition
 from data.spec.raw.document import RawFeatureKeys, RawParts
@@ -50,6 +52,7 @@ from data.spec.raw.spec import (
 )
 from data.spec.raw.values import MICROSECOND
 from data.spec.validators import (
+    check_all_sequences,
     check_channel_features,
     check_channels_are_used,
     check_joint_names,
@@ -71,6 +74,7 @@ FEATURE_RULES = (
     check_joint_names,
     check_tables,
     check_list_weights,
+    check_all_sequences,
 )
 _ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", *LIST_KEYS, *LABEL_KEYS)
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
@@ -108,6 +112,7 @@ class RawFeatures:
         parts: well-formed parts of the document.
         columns: raw columns, to which the features add theirs.
         channel_of: {feature name: channel} of every feature in a channel.
+        sequence_of: {feature name: its sequence} of every feature in a sequence.
         ids_of_weights: {name of a feature in no channel with weights of ids: the feature that has these ids}.
         rules: {feature name: encoding}, of the features in which nothing is malformed.
         added: {name of a feature that a rule adds: path of its name}.
@@ -120,6 +125,7 @@ class RawFeatures:
     parts: RawParts
     columns: RawColumns
     channel_of: dict[str, str] = field(default_factory=dict)
+    sequence_of: dict[str, SequencePart] = field(default_factory=dict)
     ids_of_weights: dict[str, str] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
@@ -132,6 +138,7 @@ class RawFeatures:
         """Finds the encodings and readings of all features, and everything that is wrong with them."""
         entries = [(entry.text, name) for name, channel in reversed(self.parts.channels.items()) for entry in channel]
         self.channel_of = {text: name for text, name in entries}
+        self.sequence_of = {entry.text: each for each in reversed(self.parts.sequences) for entry in each.features}
         for name, keys in self.parts.features.items():
             if "weights" in keys and self.channel_of.get(name, MULTIHOT) == MULTIHOT:
                 self.ids_of_weights[keys["weights"]] = name
@@ -158,6 +165,8 @@ class RawFeatures:
         if isinstance(self.rules.get(name), CrossRule):
             return bool(self.list_inputs.get(name))
         keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
+        if channel == SEQUENCE:
+            return True
         return channel == MULTIHOT and (
             name in self.channel_of
             or name in self.ids_of_weights
@@ -173,7 +182,16 @@ class RawFeatures:
         for name in self.added:
             if name not in features:
                 features[name], stated[name] = Feature(name=name), frozenset()
-        return Parts(features, stated, channels=self.parts.channels, incomplete=self.parts.incomplete)
+        # Whether a feature of a sequence has ids is unknown if its encoding is wrong.
+        wrong = self.sequence_of.keys() & features.keys() - self.rules.keys()
+        return Parts(
+            features,
+            stated,
+            channels=self.parts.channels,
+            sequences=self.parts.sequences,
+            steps_with_ids={name for name in self.sequence_of if isinstance(self.rules.get(name), ID_RULES)},
+            incomplete=self.parts.incomplete | {("feature_spec", name) for name in wrong},
+        )
 
     # Encodings.
 
@@ -181,7 +199,7 @@ class RawFeatures:
         """Finds the encoding of a feature; returns whether it is well-formed."""
         channel, path = self.channel_of.get(name), feature_path(name, "encode")
         if "encode" not in keys:
-            rule = NumberRule() if name in self.ids_of_weights else default_rule(channel)
+            rule = NumberRule() if name in self.ids_of_weights else default_rule(channel, keys.get("dtype"))
             if isinstance(rule, NumberRule) and "indicator" in keys:
                 rule = NumberRule((), keys["indicator"])
         else:
@@ -202,7 +220,10 @@ class RawFeatures:
         tables: dict[str, list[str]] = {}
         for name, keys in self.parts.features.items():
             channel = self.channel_of.get(name)
-            if name in self.rules and (channel in CATEGORICAL_CHANNELS or (channel is None and "table" in keys)):
+            has_ids = channel in CATEGORICAL_CHANNELS or (
+                channel == SEQUENCE and isinstance(self.rules.get(name), ID_RULES)
+            )
+            if name in self.rules and (has_ids or (channel is None and "table" in keys)):
                 tables.setdefault(keys.get("table", name), []).append(name)
         for table, members in tables.items():
             owners = [name for name in members if _can_share(self.rules[name])]
@@ -274,7 +295,7 @@ class RawFeatures:
     def _check_feature(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
         rule, channel = self.rules[name], self.channel_of.get(name)
         yield from self._check_source(name, keys, rule)
-        yield from self._check_lists(name, keys, rule)
+        yield from self._check_steps(name, keys) if channel == SEQUENCE else self._check_lists(name, keys, rule)
         if name in self.ids_of_weights:
             yield from self._check_weights(name, keys, rule)
         yield from self._check_ids(name, keys, rule)
@@ -327,10 +348,23 @@ class RawFeatures:
             yield Problem(feature_path(name, "keep"), "is only for lists; remove it, or state max_hotness")
         if self.is_list(name) and isinstance(rule, TargetRule):
             message = (
-                "target is for one value per row, and this is a list, whose items would be numbers, which no channel "
-                "takes as lists; write an encoding of ids, such as {hash: 1000}, or add a column with one value per row"
+                "target is for one value per row, and this is a list; write an encoding of ids, such as {hash: 1000}, "
+                "or add a column with one value per row"
             )
             yield Problem(feature_path(name, "encode"), message)
+
+    def _check_steps(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
+        """Checks the keys of a feature of a sequence."""
+        if "count" in keys:
+            yield Problem(feature_path(name), f"has one value per row, and is in {SEQUENCE}; list it in {NUMERICAL}")
+        if "max_hotness" in keys and "history" in keys:
+            yield Problem(feature_path(name, "max_hotness"), "is stated by history: {last: ...}; remove it")
+        if "keep" in keys and "history" not in keys:
+            message = "follows from the order of the sequence, whose newest steps are kept; remove it"
+            yield Problem(feature_path(name, "keep"), message)
+        if "weights" in keys and "history" not in keys:
+            message = f"is only for {MULTIHOT}; remove it, and list the weights as one more feature of the sequence"
+            yield Problem(feature_path(name, "weights"), message)
 
     def _check_cross_of_single_values(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
         """Checks that nothing about a cross says that it is a list if none of its inputs is one."""
@@ -543,6 +577,8 @@ class RawFeatures:
             keys = self.parts.features[name]
             if ("history" in keys) != ("count" in keys):
                 self._find_computed(name, "history" if "history" in keys else "count")
+        for sequence in self.parts.sequences:
+            self.problems.extend(self._check_histories(sequence))
 
     def _find_computed(self, name: str, kind: Literal["history", "count"]) -> None:
         stated: Any = self.parts.features[name].get(kind)
@@ -568,6 +604,27 @@ class RawFeatures:
         window = window // MICROSECOND if isinstance(window, timedelta) else window
         limit = stated["last"] if is_history else window
         self.computed[name] = Computed(reading, of, by, order, where, limit)
+
+    def _check_histories(self, sequence: SequencePart) -> Iterator[Problem]:
+        """Checks that the features of a sequence are read from files, or are histories of the same rows."""
+        names = [entry.text for entry in sequence.features if entry.text in self.parts.features]
+        histories = [name for name in names if "history" in self.parts.features[name]]
+        others = [name for name in names if name not in histories]
+        if histories and others:
+            message = (
+                f"has the history {shown(histories[0])} and {shown(others[0])}, which is none: nothing says that their "
+                "steps are the same; make two sequences of them"
+            )
+            yield Problem(f"{sequence.path}.features", message)
+        if histories and sequence.order != "newest_last":
+            message = "is newest_first, and a history ends with its newest step; write newest_last, or remove it"
+            yield Problem(f"{sequence.path}.order", message)
+        computed = {name: self.computed[name] for name in histories if name in self.computed}
+        first = next(iter(computed), "")
+        for name, rule in computed.items():
+            if rule[2:] != computed[first][2:]:
+                message = f"differs from that of {shown(first)} of the same sequence; write the same by, order, where"
+                yield Problem(feature_path(name, "history"), f"{message} and last for both")
 
     def _check_type(self, name: str, dtype: RawType, key: str) -> bool:
         """Checks that the encoding of a feature takes the type of its raw values; returns whether it does."""
@@ -619,9 +676,19 @@ class RawFeatures:
         """Returns the features, given the names of all readings; there must be no problems."""
         return {name: self._built(name, names) for name in self.parts.features}
 
+    def sequences(self) -> Iterator[FeatureSequence]:
+        """Yields the sequences; there must be no problems. Those of unstated length have the length 1."""
+        stated = self.encoded_parts().features
+        return (sequence.with_length(stated) for sequence in self.parts.sequences)
+
     def _built(self, name: str, names: dict[Reading, Reading]) -> RawFeature:
-        keys, rule = self.parts.features[name], self.rules[name]
+        keys, rule, sequence = self.parts.features[name], self.rules[name], self.sequence_of.get(name)
         stated: Any = {key: keys[key] for key in _ENCODED_KEYS if key in keys}  # type: ignore[literal-required]
+        keep = keys.get("keep", "first")
+        if sequence is not None:
+            keep = "last" if sequence.order == "newest_last" else "first"
+            lengths = [self.parts.features[entry.text].get("max_hotness") for entry in sequence.features]
+            stated["max_hotness"] = next((length for length in lengths if length is not None), None)
         if isinstance(rule, CrossRule):
             readings = {other: self.crossed.get((name, other)) for other in rule.inputs}
             named = {other: other if read is None else names[read].name for other, read in readings.items()}
@@ -630,14 +697,17 @@ class RawFeatures:
             return RawFeature(Feature(name=name, **stated), None, cross, keys.get("keep", "first"))
         if name not in self.computed:
             reading = names[self.columns.readings[name]].name
-            return RawFeature(Feature(name=name, **stated), reading, rule, keys.get("keep", "first"))
+            return RawFeature(Feature(name=name, **stated), reading, rule, keep)
         parts = self.computed[name]
         of = None if parts.of is None else names[parts.of].name
         others = names[parts.by].name, names[parts.order].name, as_condition(parts.where, names)
         if not parts.reading.is_list:
             return RawFeature(Feature(name=name, **stated), name, rule, computed=Count(of, *others, parts.limit))
-        feature = Feature(name=name, max_hotness=parts.limit, **stated)
-        history = History(cast(str, of), *others, cast(int, parts.limit))
+        feature = Feature(name=name, **stated | {"max_hotness": parts.limit})
+        steps = None
+        if sequence is not None and (of_first := self.computed[sequence.features[0].text].of) is not None:
+            steps = names[of_first].name
+        history = History(cast(str, of), *others, cast(int, parts.limit), steps)
         return RawFeature(feature, name, rule, "last", history)
 
 

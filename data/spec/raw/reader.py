@@ -109,6 +109,7 @@ class _Draft:
             sources={name: tuple(chunk_of(chunk) for chunk in chunks) for name, chunks in parts.sources.items()},
             split=self.split.build(names),
             channels={channel: tuple(entry.text for entry in parts.channels[channel]) for channel in CHANNELS},
+            sequences=tuple(self.features.sequences()),
             keep=tuple(names[reading].name for reading in self.keep),
             where=as_condition(self.where, names),
             sample_weight=None if self.sample_weight is None else names[self.sample_weight].name,

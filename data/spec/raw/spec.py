@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.spec.features import Feature
+from data.spec.features import Feature, FeatureSequence
 
 RawType = Literal["string", "timestamp", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool"]
 Keep = Literal["first", "last"]
@@ -215,6 +215,8 @@ class History:
         of, by, order: names of readings; `order` is a timestamp or a number.
         where: rows whose items enter, or None for all.
         last: number of most recent items to keep.
+        steps: reading without which a row does not enter; None for `of`. Histories of one sequence have the same, so
+            that they are equally long, and their items may be null.
     """
 
     of: str
@@ -222,6 +224,7 @@ class History:
     order: str
     where: "Condition | None"
     last: int
+    steps: str | None = None
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ class RawFeature:
         reading: name of the reading with its raw values; None for a cross. A history or count has a reading of its own,
             named like the feature, which no file holds: it is computed.
         rule: how raw values become values of the dataset.
-        keep: which items of a list longer than `max_hotness` are kept.
+        keep: which items of a list longer than `max_hotness` are kept: for a sequence the newest ones.
         computed: history or count that the values come from, or None.
     """
 
@@ -368,6 +371,7 @@ class RawSpec:
         sources: {name of a source or mapping: its chunks}.
         split: how sources are split into mappings, or None; sources that it does not name are mappings.
         channels: {channel: feature names, including those that rules add}.
+        sequences: the sequences of the channel `sequence`.
         keep: names of readings that are stored unchanged, for `--keep`.
         where: rows to use, or None for all.
         sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature
@@ -387,6 +391,7 @@ class RawSpec:
     sources: dict[str, tuple[RawChunk, ...]]
     split: Split | None
     channels: dict[str, tuple[str, ...]]
+    sequences: tuple[FeatureSequence, ...] = ()
     keep: tuple[str, ...] = ()
     where: Condition | None = None
     sample_weight: str | None = None
