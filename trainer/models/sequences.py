@@ -1,6 +1,7 @@
 """Encoders of sequences, a stage between the embeddings and the interaction of any model.
 
-To add one, write a `SequenceEncoder` here, with a line in `ENCODERS` and its name in `ENCODERS` of the specification.
+To add one, write a `SequenceEncoder` here, with a line in `ENCODERS` and its name in `Encoder` of
+data/spec/features.py and, if it compares steps with a target, in `TARGET_ENCODERS` there.
 """
 
 import math
