@@ -59,6 +59,12 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
             f"{output}: {name}, with up to {longest:,} ids in each of {block:,} rows,",
             "lower its max_hotness in the specification, or --size",
         )
+    for feature in spec.vectors:
+        check_fits(
+            block * (feature.dimension or 0) * 8,
+            f"{output}: feature {feature.name!r}, with {feature.dimension:,} numbers in each of {block:,} rows,",
+            "lower its dimension in the specification, or --size",
+        )
     # Lower bound: one digit and one separator per cell.
     needed = sum(2 * rows * len(chunk.features) for chunks in spec.sources.values() for chunk in chunks)
     # The output folder may not exist yet: measure its closest existing parent.

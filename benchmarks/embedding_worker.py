@@ -39,6 +39,7 @@ def batch_of(ids: np.ndarray, numbers: np.ndarray, labels: np.ndarray, *, has_li
         id_lists=multihot if has_lists else empty_lists(rows, 0),
         number_lists=empty_lists(rows, 0, np.float32),
         numerical=numbers,
+        vectors=np.zeros((rows, 0), np.float32),
         labels=labels[:, np.newaxis],
         weights=np.ones(rows, np.float32),
         group=None,

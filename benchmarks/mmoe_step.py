@@ -52,6 +52,7 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
         numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
         weights=tf.ones(batch),
+        vectors=tf.zeros((batch, 0)),
     )
 
 

@@ -193,6 +193,10 @@ class ModelOptions(Section):
         0.1, "share of the training rows in which that tower sees what predictions are served with", at_least=0, below=1
     )
     attention_heads: int = option(4, "heads of a sequence with `encoder: self_attention`", at_least=1)
+    vector_norm: Literal["layer", "none"] = option(
+        "layer", "layer: normalize each vector by the mean and variance of its numbers"
+    )
+    vector_units: int = option(0, "units that each vector is projected to; 0 to take it as it is", at_least=0)
 
     @property
     def has_wide_part(self) -> bool:
@@ -210,16 +214,24 @@ class ModelOptions(Section):
                 f"{', '.join(only)}: `wide: only`, and --model {self.model} has no wide part; pass --wide_part, or "
                 "write `wide: too`"
             )
-        if not layout.width:
+        if not self.input_width(layout):
             raise DataError("the deep part has no input; a feature without `wide: only` is needed")
         if self.interaction in ("dot", "fm") and not layout.deep:
             raise DataError(f"--interaction {self.interaction} needs categorical features, and there are none")
 
+    def input_width(self, layout: InputSchema) -> int:
+        """Returns the width of the interaction's input: embeddings, numbers and vectors, concatenated."""
+        return layout.width + sum(self.vector_units or vector.dimension for vector in layout.vectors)
+
+    def vector_weights(self, layout: InputSchema) -> int:
+        """Returns the number of weights that project vectors."""
+        return self.vector_units * layout.vector_columns
+
     def network_width(self, layout: InputSchema) -> int:
         """Returns the width of the network's input."""
         if self.interaction != "dot":
-            return layout.width
-        numbers = bool(layout.deep_numerical)
+            return self.input_width(layout)
+        numbers = layout.has_numbers
         vectors = len(layout.deep) + numbers
         return numbers * layout.widest + vectors * (vectors - 1) // 2
 

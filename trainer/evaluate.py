@@ -10,8 +10,7 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
-from trainer.embeddings.groups import Lookups
-from trainer.layout import SequenceSteps, training_only_of
+from trainer.layout import training_only_of
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
@@ -22,7 +21,7 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
-Forward = Callable[[tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...], tuple[tf.Tensor, ...]], tf.Tensor]
+Forward = Callable[..., tf.Tensor]  # see `compile_forward`
 
 
 def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
@@ -35,13 +34,14 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
 
     Returns:
         A function of what the ids of a batch look up, its numerical features [batch, numerical] float32, the steps of
-        its sequences and its features known in training alone (see `RankingModel.logits`), that returns the logits,
-        [batch, outputs] float32.
+        its sequences, its vectors [batch, vector columns] float32 and its features known in training alone (see
+        `RankingModel.logits`), that returns the logits, [batch, outputs] float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.
     logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
     numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-    others = numerical, model.sequence_specs(rows), model.training_only_specs(rows)
+    vectors = tf.TensorSpec([rows, model.layout.vector_columns], tf.float32)
+    others = numerical, model.sequence_specs(rows), vectors, model.training_only_specs(rows)
     signature = (model.embeddings.lookup_specs(rows), *others)
     return tf.function(
         lambda lookups, *others: logits(model.embed(lookups), *others),
@@ -122,12 +122,10 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(
-        self, batch: Batch
-    ) -> tuple[Batch, tuple[Lookups, ...], tf.Tensor, tuple[SequenceSteps, ...], tuple[tf.Tensor, ...]]:
+    def _prepare(self, batch: Batch) -> tuple:
         """Converts a batch to tensors, in the loader's thread."""
         model, ids = self._model, batch.ids
-        others = batch.numerical, model.layout.steps(ids), training_only_of(batch.training_only)
+        others = batch.numerical, model.layout.steps(ids), batch.vectors, training_only_of(batch.training_only)
         inputs = model.embeddings.lookups(ids), *others
         return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
 

@@ -53,6 +53,7 @@ class ExpertMonitor:
         self._stride = max(1, -(-rows // ROWS))
         self._ids: list[Ids] = []
         self._numerical: list[np.ndarray] = []
+        self._vectors: list[np.ndarray] = []
         self._is_complete = False
         self._gates: list[np.ndarray] = []  # [gates, rows, experts] of each level at the last measurement
         self._reported: set[tuple[str | int, ...]] = set()
@@ -64,6 +65,7 @@ class ExpertMonitor:
             sampled = np.flatnonzero((batch.weights > 0) & (batch.rows % self._stride == 0))
             self._ids.append(batch.ids.take(sampled))
             self._numerical.append(batch.numerical[sampled])
+            self._vectors.append(batch.vectors[sampled])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:
         """Returns values for the log and warnings not given before, equal on all workers. A collective.
@@ -72,9 +74,10 @@ class ExpertMonitor:
         """
         if not self._is_complete:
             self._ids, self._numerical = [join_ids(self._ids)], [np.concatenate(self._numerical)]
+            self._vectors = [np.concatenate(self._vectors)]
             self._is_complete = True
         model, ids = self._model, self._ids[0]
-        inputs = model.embeddings.lookups(ids), self._numerical[0], model.layout.steps(ids)
+        inputs = model.embeddings.lookups(ids), self._numerical[0], model.layout.steps(ids), self._vectors[0]
         states = self._states(*tf.nest.map_structure(tf.convert_to_tensor, inputs))
         self._gates = [gates.numpy() for gates, _ in states]
         levels = [
@@ -100,10 +103,14 @@ class ExpertMonitor:
         }
 
     def _level_states(
-        self, lookups: tuple[Lookups, ...], numerical: tf.Tensor, sequences: tuple[SequenceSteps, ...]
+        self,
+        lookups: tuple[Lookups, ...],
+        numerical: tf.Tensor,
+        sequences: tuple[SequenceSteps, ...],
+        vectors: tf.Tensor,
     ) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
-        deep_input = self._model.deep_input(self._model.embed(lookups), numerical, sequences)
+        deep_input = self._model.deep_input(self._model.embed(lookups), numerical, sequences, vectors)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 

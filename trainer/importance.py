@@ -40,12 +40,14 @@ class Sample(NamedTuple):
     Attributes:
         ids: ids of the rows.
         numerical: [rows, numerical] float32.
+        vectors: [rows, vector columns] float32.
         labels: [rows, tasks] float32; NaN where missing.
         weights: [rows] float32.
     """
 
     ids: Ids
     numerical: np.ndarray
+    vectors: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
 
@@ -56,6 +58,7 @@ class InputFeature(NamedTuple):
     Attributes:
         name: name of the feature or the sequence.
         onehot, lists, number_lists, numerical: its columns in each field of Sample.ids, and in Sample.numerical.
+        vectors: its columns in Sample.vectors.
     """
 
     name: str
@@ -63,10 +66,11 @@ class InputFeature(NamedTuple):
     lists: tuple[int, ...] = ()
     number_lists: tuple[int, ...] = ()
     numerical: tuple[int, ...] = ()
+    vectors: slice = slice(0)
 
 
 def input_features(layout: InputSchema) -> list[InputFeature]:
-    """Returns the features of a layout: categorical ones in the order of the id matrix, sequences, numerical ones."""
+    """Returns the features of a layout: categorical ones by id columns, sequences, vectors, numerical ones."""
     of_numbers = {feature.name: column for column, feature in enumerate(layout.weighted)}
     of_numbers |= {name: column for column, name in enumerate(layout.sequence_numbers, start=len(of_numbers))}
     found = []
@@ -81,6 +85,7 @@ def input_features(layout: InputSchema) -> list[InputFeature]:
         columns = tuple(layout.columns[name] for name in sequence.features)
         numbers = tuple(of_numbers[name] for name in sequence.numbers)
         found.append(InputFeature(sequence.name, lists=columns, number_lists=numbers))
+    found += [InputFeature(name, vectors=places) for name, places in layout.vector_places.items()]
     return found + [InputFeature(name, numerical=(column,)) for column, name in enumerate(layout.numerical)]
 
 
@@ -133,8 +138,8 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
     if weighted.shape[1]:
         of_ids = np.concatenate([part.ids.number_lists.values for part in parts])
         number_lists = Lists(comm.gather_rows(of_ids), weighted)
-    numerical, labels, weights = (columns.view(np.float32) for columns in floats)
-    return Sample(Ids(onehot, lists, number_lists), numerical, labels, weights[:, 0])
+    numerical, vectors, labels, weights = (columns.view(np.float32) for columns in floats)
+    return Sample(Ids(onehot, lists, number_lists), numerical, vectors, labels, weights[:, 0])
 
 
 def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
@@ -143,13 +148,14 @@ def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
     low, high = np.searchsorted(chosen, [first, first + rows]) if rows else (0, 0)
     picked = chosen[low:high] - first
     picked = picked[batch.weights[picked] != 0]
-    return Sample(batch.ids.take(picked), batch.numerical[picked], batch.labels[picked], batch.weights[picked])
+    columns = (batch.numerical, batch.vectors, batch.labels, batch.weights)
+    return Sample(batch.ids.take(picked), *(column[picked] for column in columns))
 
 
 def _columns(sample: Sample) -> list[np.ndarray]:
     """Returns the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
     onehot, lists, number_lists = sample.ids
-    floats = [sample.numerical, sample.labels, sample.weights[:, np.newaxis]]
+    floats = [sample.numerical, sample.vectors, sample.labels, sample.weights[:, np.newaxis]]
     return [onehot, lists.lengths, number_lists.lengths, *floats]
 
 
@@ -215,7 +221,7 @@ class SampleModel:
     def _inputs(self, own: np.ndarray, feature: InputFeature | None, order: np.ndarray | None) -> tuple:
         """Returns what the forward pass takes for the given rows, [batch] int64."""
         sample, (_, lists, number_lists) = self._sample, self._sample.ids
-        onehot, numerical = sample.ids.onehot[own], sample.numerical[own]
+        onehot, numerical, vectors = sample.ids.onehot[own], sample.numerical[own], sample.vectors[own]
         rows_of_lists, rows_of_numbers = (
             np.repeat(own[:, np.newaxis], one.lengths.shape[1], axis=1) for one in (lists, number_lists)
         )
@@ -225,10 +231,11 @@ class SampleModel:
             rows_of_lists[:, feature.lists] = permuted[:, np.newaxis]
             rows_of_numbers[:, feature.number_lists] = permuted[:, np.newaxis]
             numerical[:, feature.numerical] = sample.numerical[permuted][:, feature.numerical]
+            vectors[:, feature.vectors] = sample.vectors[permuted, feature.vectors]
         ids = Ids(onehot, lists.take(rows_of_lists), number_lists.take(rows_of_numbers))
         layout = self._model.layout
         served = training_only_of(np.tile(np.array(layout.training_only.serve, np.float32), (len(own), 1)))
-        return self._model.embeddings.lookups(ids), numerical, layout.steps(ids), served
+        return self._model.embeddings.lookups(ids), numerical, layout.steps(ids), vectors, served
 
 
 def batches_per_pass(rows: int, workers: int) -> int:

@@ -97,6 +97,19 @@ class TrainingOnly:
     serve: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class VectorInput:
+    """A vector of numbers in every row, such as a pretrained embedding of a text or an image.
+
+    Attributes:
+        name: name of the feature.
+        dimension: how many numbers it has.
+    """
+
+    name: str
+    dimension: int
+
+
 class SequenceSteps(NamedTuple):
     """The steps of a sequence in the rows of a batch, counted from the newest one: NumPy arrays or tensors.
 
@@ -117,12 +130,14 @@ class ModelInputs(NamedTuple):
         numerical: [batch, numerical features] float32.
         weights: weights of the ids in lists, [batch, weight columns] float32; those of padding have no effect.
         numbers: numbers of the steps of sequences, [batch, number columns] float32; those of padding have no effect.
+        vectors: the vectors side by side, [batch, vector columns] float32.
     """
 
     ids: Any
     numerical: Any
     weights: Any
     numbers: Any
+    vectors: Any
 
 
 class Table(NamedTuple):
@@ -162,12 +177,14 @@ class InputSchema:
             sequences.
         numerical: names of the numerical features, those of sequences excepted.
         sequences: the sequences.
+        vectors: the vectors.
         training_only: the features that are known in training alone, which are none of the others.
     """
 
     categorical: tuple[CategoricalInput, ...]
     numerical: tuple[str, ...]
     sequences: tuple[SequenceInput, ...] = ()
+    vectors: tuple[VectorInput, ...] = ()
     training_only: TrainingOnly = TrainingOnly()
 
     @cached_property
@@ -224,6 +241,22 @@ class InputSchema:
         return (*self.numerical, *self.sequence_numbers)
 
     @cached_property
+    def vector_places(self) -> Mapping[str, slice]:
+        """The vectors, and their columns in the matrix of vectors."""
+        stops = np.cumsum([vector.dimension for vector in self.vectors]).tolist()
+        return {own.name: slice(stop - own.dimension, stop) for own, stop in zip(self.vectors, stops, strict=True)}
+
+    @property
+    def vector_columns(self) -> int:
+        """The width of the matrix of vectors."""
+        return sum(vector.dimension for vector in self.vectors)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the deep part has numbers: numerical features, those of sequences, or vectors."""
+        return bool(self.deep_numerical or self.vectors)
+
+    @cached_property
     def newest_first(self) -> Mapping[str, bool]:
         """Whether lists begin with their newest step, for each categorical feature of a sequence."""
         return {name: sequence.newest_first for sequence in self.sequences for name in sequence.features}
@@ -260,9 +293,15 @@ class InputSchema:
         widths = [place.stop - place.start for place in self.sequence_numbers.values()]
         return ids.number_lists.select(columns).padded(widths, 0).astype(np.float32)
 
-    def model_inputs(self, ids: Ids, numerical: np.ndarray) -> ModelInputs:
-        """Returns the matrices that a model is called with for some rows; numerical is [rows, numerical] float32."""
-        return ModelInputs(self.padded(ids), numerical, self.padded_weights(ids), self.padded_numbers(ids))
+    def model_inputs(self, ids: Ids, numerical: np.ndarray, vectors: np.ndarray) -> ModelInputs:
+        """Returns the matrices that a model is called with for some rows.
+
+        Args:
+            ids: ids of the rows.
+            numerical: [rows, numerical] float32.
+            vectors: [rows, vector columns] float32.
+        """
+        return ModelInputs(self.padded(ids), numerical, self.padded_weights(ids), self.padded_numbers(ids), vectors)
 
     def steps(self, ids: Ids) -> tuple[SequenceSteps, ...]:
         """Returns the steps of each sequence, which training and evaluation pass to the model."""
@@ -281,7 +320,7 @@ class InputSchema:
 
     @property
     def width(self) -> int:
-        """The width of the deep input: all embeddings and numerical features, concatenated."""
+        """The width of the deep input without vectors: all embeddings and numerical features, concatenated."""
         return self.embedding_width + len(self.deep_numerical)
 
     @property
@@ -349,7 +388,8 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
             start += hotness
     sequences = tuple(_sequence_input(sequence, spec) for sequence in spec.sequences)
     numerical = tuple(feature.name for feature in spec.numerical)
-    return InputSchema(tuple(columns), numerical, sequences, _training_only(spec))
+    vectors = tuple(VectorInput(feature.name, feature.dimension or 1) for feature in spec.vectors)
+    return InputSchema(tuple(columns), numerical, sequences, vectors, _training_only(spec))
 
 
 def _training_only(spec: FeatureSpec) -> TrainingOnly:

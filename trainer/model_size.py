@@ -66,7 +66,8 @@ def check_model_fits(
     copies = _copies(options)
     tables = table_sizes(options.model, layout, outputs, rule=rule, workers=workers, copies=copies)
     widths = {task.name: task.width for task in tasks}
-    dense = options.model.dense_weights(options.model.network_width(layout), widths) * _bytes_per_weight(rule, copies)
+    weights = options.model.dense_weights(options.model.network_width(layout), widths)
+    dense = (weights + options.model.vector_weights(layout)) * _bytes_per_weight(rule, copies)
     largest = sorted(tables, key=lambda table: table.bytes, reverse=True)[:TABLES_SHOWN]
     state = " with the optimizer's state" if rule else ""
     named = f"tables{state}: {', '.join(map(str, largest))}; " if largest else ""

@@ -38,6 +38,7 @@ class StepInput(NamedTuple):
         numerical: numerical features, [batch, numerical] float32.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
+        vectors: the vectors side by side, [batch, vector columns] float32.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
         sequences: the steps of each sequence.
         training_only: features known in training alone, [batch, features] float32, if there are any; otherwise empty.
@@ -47,6 +48,7 @@ class StepInput(NamedTuple):
     numerical: tf.Tensor
     labels: tf.Tensor
     weights: tf.Tensor
+    vectors: tf.Tensor
     groups: tuple[tf.Tensor, ...] = ()
     sequences: tuple[SequenceSteps, ...] = ()
     training_only: tuple[tf.Tensor, ...] = ()
@@ -68,6 +70,7 @@ def step_input(
         numerical=batch.numerical,
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
+        vectors=batch.vectors,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
         sequences=tuple(sequences),
         training_only=training_only_of(batch.training_only),
@@ -89,6 +92,7 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
         tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32),
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
+        tf.TensorSpec([rows, model.layout.vector_columns], tf.float32),
         (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
         model.sequence_specs(rows),
         model.training_only_specs(rows),
@@ -329,7 +333,8 @@ class TrainStep:
 
     def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        logits = self.model.logits(pooled, batch.numerical, batch.sequences, batch.training_only, context)
+        others = batch.numerical, batch.sequences, batch.vectors, batch.training_only
+        logits = self.model.logits(pooled, *others, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:

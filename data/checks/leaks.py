@@ -76,7 +76,7 @@ def find_leaks(
       the mean label per id of a one-hot feature; the mean of these over a list of ids;
     - the Pearson correlation of the same scores with a regression label is at least LEAK_CORRELATION.
 
-    Numbers in lists are not compared.
+    Numbers in lists and vectors are not compared.
 
     A label with fewer than MIN_HELD_OUT positives or negatives (for a regression: rows) in the held-out half is only
     tested for equality.

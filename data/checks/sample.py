@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.loading.batch import Batch, copy_rows, slice_rows
+from data.loading.batch import Batch, copy_rows, slice_rows, vector_columns
 from data.loading.lists import join_rows
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
@@ -33,7 +33,7 @@ def _columns(spec: FeatureSpec) -> int:
     """Returns the number of input columns of a batch."""
     lists = sum(feature.max_hotness or 0 for feature in spec.multihot + spec.weighted)
     lists += sum(sequence.length * len(sequence.features) for sequence in spec.sequences)
-    return len(spec.onehot) + len(spec.numerical) + lists
+    return len(spec.onehot) + len(spec.numerical) + vector_columns(spec) + lists
 
 
 def draw_sample(

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from data.spec.columns import Column, describe_column, is_list
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SEQUENCE, Feature, FeatureSequence
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SEQUENCE, VECTOR, Feature, FeatureSequence
 
 BLOCK_ROWS = 65_536
 SKEW = 3  # an id is floor(cardinality * uniform ** SKEW)
@@ -102,7 +102,8 @@ def _values(column: Column, block: _Block) -> pa.Array:
     """Returns random values for a column that is neither a label nor the map feature."""
     rng, stored, limit = block.rng, column.type, column.feature.cardinality
     if is_list(stored):
-        lengths = rng.integers(0, (column.longest or 0) + 1, block.rows)
+        longest = column.longest or 0
+        lengths = rng.integers(longest if column.kind == VECTOR else 0, longest + 1, block.rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _items(column, int(offsets[-1]), rng))
     if pa.types.is_string(stored):
@@ -121,10 +122,12 @@ def _aligned_lists(column: Column, others: pa.ListArray | None, block: _Block) -
 
 
 def _items(column: Column, count: int, rng: np.random.Generator) -> pa.Array:
-    """Returns random items of the lists in a column: ids, weights in [0, 1] or other numbers."""
+    """Returns random items of the lists in a column: ids, weights in [0, 1], numbers of vectors or other numbers."""
     stored, limit = column.type.value_type, column.feature.cardinality
     if column.kind == SEQUENCE and limit is None and pa.types.is_integer(stored):
         return pa.array(rng.integers(0, INTEGERS, count), stored)
+    if column.kind == VECTOR:
+        return _to_arrow(rng.standard_normal(count), stored)
     if not column.has_ids and (column.kind == SEQUENCE or column.aligned_with is not None):
         return _to_arrow(rng.random(count), stored)
     return pa.array(_skewed_ids(limit or INTEGERS, count, rng), stored)
@@ -224,6 +227,10 @@ class _Effects:
         numbers = items.to_numpy(zero_copy_only=False)
         if column.has_ids:
             effects = _effect_of_ids(numbers, key)
+        elif column.kind == VECTOR:
+            # The product with a vector of signs: unlike the sum, it survives the normalization of vectors.
+            signs = 2 * np.random.default_rng(key).integers(0, 2, column.longest) - 1
+            effects = (numbers.astype(np.float64).reshape(-1, len(signs)) * signs).reshape(-1)
         else:
             span = INTEGERS if pa.types.is_integer(items.type) else 1
             sign = 1 if key % 2 else -1

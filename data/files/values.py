@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.spec.columns import ALIGNMENTS, LIST_KINDS, Column, as_numbers
-from data.spec.features import LABEL, LIST_WEIGHTS, MAP, SAMPLE_WEIGHT
+from data.spec.columns import ALIGNMENTS, LIST_KINDS, Column, as_numbers, is_list
+from data.spec.features import LABEL, LIST_WEIGHTS, MAP, SAMPLE_WEIGHT, VECTOR
 from data.spec.task_types import LabelKind
 
 VALUES_SHOWN = 5
@@ -126,6 +126,9 @@ def _list_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
     outside = np.zeros(len(values), bool)
     outside[rows[~column.domain.allows(items.fill_null(0).to_numpy(zero_copy_only=False))]] = True
     yield from _violation(_rule_name(column), column, values, outside)
+    if column.kind == VECTOR:
+        what = f"vector of another length than dimension {column.feature.dimension}"
+        yield from _violation(what, column, values, ~missing & (lengths != column.feature.dimension))
     hotness = column.feature.max_hotness
     if hotness is not None:
         what = f"list longer than max_hotness {hotness}"
@@ -136,5 +139,7 @@ def _list_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 def _violation(what: str, column: Column, values: pa.Array, wrong: np.ndarray) -> Iterator[Violation]:
     rows = np.flatnonzero(wrong)
     if len(rows):
-        first = pc.take(values, pa.array(rows[:VALUES_SHOWN])).to_pylist()
+        first = pc.take(values, pa.array(rows[:VALUES_SHOWN]))
+        is_half = is_list(first.type) and first.type.value_type == pa.float16()  # read as np.float16(0.5)
+        first = (first.cast(pa.list_(pa.float32())) if is_half else first).to_pylist()
         yield Violation(what, column.name, rows, tuple(shorten(str(value)) for value in first), column.expected)

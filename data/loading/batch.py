@@ -53,6 +53,7 @@ class Batch(NamedTuple):
         number_lists: [batch, columns] lists of float32, in the order of `FeatureSpec.number_lists`: the weights of the
             ids of multi-hot features, of at least 0, then the numbers of sequences, which may be negative.
         numerical: [batch, numerical features] float32 values.
+        vectors: [batch, sum of dimensions] float32 values of the vectors, side by side.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.
         weights: [batch] float32 sample weights; 1 if the dataset has no such column, 0 for padding.
@@ -69,6 +70,7 @@ class Batch(NamedTuple):
     id_lists: Lists
     number_lists: Lists
     numerical: np.ndarray
+    vectors: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     group: np.ndarray | None
@@ -89,6 +91,7 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
         id_lists=empty_lists(rows, 0),
         number_lists=empty_lists(rows, 0, np.float32),
         numerical=empty_array((rows, len(spec.numerical)), np.float32),
+        vectors=empty_array((rows, vector_columns(spec)), np.float32),
         labels=empty_array((rows, len(spec.labels)), np.float32),
         weights=empty_array((rows,), np.float32),
         group=empty_array((rows,), np.int64) if with_group else None,
@@ -98,12 +101,17 @@ def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes:
     )
 
 
+def vector_columns(spec: FeatureSpec) -> int:
+    """Return the width of the matrix of vectors: the sum of their dimensions."""
+    return sum(feature.dimension or 0 for feature in spec.vectors)
+
+
 def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> int:
     """Return the bytes per row of a batch with empty lists, counting 8 per text (the pointer alone).
 
     Each id and each number of a list takes another ITEM_BYTES.
     """
-    columns = len(spec.onehot) + len(spec.numerical) + len(spec.training_only) + len(spec.labels)
+    columns = len(spec.onehot) + len(spec.numerical) + vector_columns(spec) + len(spec.training_only) + len(spec.labels)
     # 4 bytes: int32 ids, float32 numbers, labels and the weight. 8 bytes: int64 `rows` and `group`. 12 bytes: the int32
     # length of a list, and the int64 position of its end.
     lists = 12 * (len(spec.id_lists) + len(spec.number_lists))

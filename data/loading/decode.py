@@ -30,9 +30,10 @@ class BatchColumn:
     Attributes:
         name: name of the column.
         field: name of the `Batch` field that receives the values.
-        slot: index of the column in that field.
+        slot: index of the column in that field, or of the first value of a vector.
         longest: maximum length of a list; longer ones are cut. None unless the values are lists.
         keep_last: whether the last items of a longer list are kept instead of the first ones.
+        dimension: number of values of a vector; None unless the values are vectors.
         feature: description of the column from the specification; None for an extra column, passed on unchanged.
         domain: valid values of the column.
         oov_policy: how to handle integral ids outside the domain.
@@ -44,6 +45,7 @@ class BatchColumn:
     slot: int = 0
     longest: int | None = None
     keep_last: bool = False
+    dimension: int | None = None
     feature: Column | None = None
     domain: Domain = Domain()
     oov_policy: OovPolicy = "error"
@@ -73,12 +75,22 @@ def batch_columns(
         described = describe_column(spec, feature.name)
         sequence = spec.sequence_of.get(feature.name)
         longest = described.longest or 1 if field in LIST_DTYPES else None
+        dimension = feature.dimension if field == "vectors" else None
         keep_last = sequence is not None and sequence.order == "newest_last"
         policy = oov_policy if described.has_ids and field != "group" else "error"
         if policy == "unseen" and feature.unseen_id is None:
             policy = "error"
         return BatchColumn(
-            feature.name, field, slot, longest, keep_last, described, described.domain, policy, feature.unseen_id
+            feature.name,
+            field,
+            slot,
+            longest,
+            keep_last,
+            dimension,
+            described,
+            described.domain,
+            policy,
+            feature.unseen_id,
         )
 
     columns = [column(feature, "onehot", slot) for slot, feature in enumerate(spec.onehot)]
@@ -86,6 +98,11 @@ def batch_columns(
     columns += [column(feature, "number_lists", slot) for slot, feature in enumerate(spec.number_lists)]
     columns += [column(feature, "numerical", slot) for slot, feature in enumerate(spec.numerical)]
     columns += [column(feature, "training_only", slot) for slot, feature in enumerate(spec.training_only)]
+    ends = np.cumsum([feature.dimension or 0 for feature in spec.vectors]).tolist()
+    columns += [
+        column(feature, "vectors", end - (feature.dimension or 0))
+        for feature, end in zip(spec.vectors, ends, strict=True)
+    ]
     columns += [column(feature, "labels", slot) for slot, feature in enumerate(spec.labels)]
     if spec.sample_weight is not None:
         columns.append(column(spec.sample_weight, "weights"))
@@ -248,6 +265,10 @@ def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Loca
         if column.field == "extra":
             out.extra[column.slot][:] = _decode_extra(column, array, location)
             continue
+        if column.dimension is not None:
+            values = _decode_vectors(column, array, column.dimension, location)
+            out.vectors[:, column.slot : column.slot + column.dimension] = values
+            continue
         if column.longest is not None:
             whole, bad_rows = _decode_lists(column, array, location)
             kept = whole.cut([column.longest], keep_last=column.keep_last)
@@ -291,15 +312,7 @@ def _decode_extra(column: BatchColumn, array: pa.Array, location: Location) -> n
 
 def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> tuple[Lists, np.ndarray]:
     """Return the [rows, 1] whole lists and the [replaced] int64 row of each id that was replaced."""
-    reject_nulls(column, array, location)
-    if pa.types.is_fixed_size_list(array.type):
-        offsets = np.arange(len(array) + 1) * array.type.list_size
-        items = array.flatten()
-    else:
-        # The offsets of a sliced array point into the values of the whole row group.
-        offsets = array.offsets.to_numpy()
-        items = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-        offsets = offsets - offsets[0]
+    offsets, items = _offsets_and_items(column, array, location)
 
     def row_of(item: int) -> int:
         return int(np.searchsorted(offsets, item, side="right")) - 1
@@ -308,6 +321,37 @@ def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> t
     ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
     lengths = np.diff(offsets).astype(np.int32)[:, np.newaxis]
     return Lists(ids, lengths), np.searchsorted(offsets, replaced, side="right") - 1
+
+
+def _decode_vectors(column: BatchColumn, array: pa.Array, dimension: int, location: Location) -> np.ndarray:
+    """Return the vectors, [rows, dimension] of their stored type."""
+    offsets, items = _offsets_and_items(column, array, location)
+    lengths = np.diff(offsets)
+    wrong = np.flatnonzero(lengths != dimension)
+    if len(wrong):
+        raise DataError(
+            f"{location.path}, row group {location.row_group}: column {column.name!r} has {len(wrong)} vectors of "
+            f"another length than its dimension, the first of {lengths[wrong[0]]} numbers in row "
+            f"{location.first_row + int(wrong[0])} of the file; expected {column.expected}: write the file again, or "
+            "correct the dimension in the feature specification. check_dataset.py lists them all."
+        )
+
+    def row_of(item: int) -> int:
+        return item // dimension
+
+    reject_nulls(column, items, location, row_of)
+    values, _ = usable_values(column, as_numbers(items).to_numpy(), location, row_of)
+    return values.reshape(-1, dimension)
+
+
+def _offsets_and_items(column: BatchColumn, array: pa.Array, location: Location) -> tuple[np.ndarray, pa.Array]:
+    """Return the [rows + 1] offsets of lists, of which none is null, and all of their items."""
+    reject_nulls(column, array, location)
+    if pa.types.is_fixed_size_list(array.type):
+        return np.arange(len(array) + 1) * array.type.list_size, array.flatten()
+    # The offsets of a sliced array point into the values of the whole row group.
+    offsets = array.offsets.to_numpy()
+    return offsets - offsets[0], array.values.slice(offsets[0], offsets[-1] - offsets[0])
 
 
 def _copy_columns(columns: list[tuple[int, np.ndarray]], matrix: np.ndarray) -> None:

@@ -144,11 +144,11 @@ class ParquetLoader:
     of one worker. A step has at most `global_batch_size` rows, so that an epoch may have more steps, and the workers'
     rows differ by about a group. Memory holds all rows of the mapping.
 
-    A row takes 4 * (one-hot and numerical features + labels) + 12 bytes (20 with the group), and each of its lists, of
-    ids or of their weights, 12 bytes and 4 per value: 180 bytes for Outbrain's 29 features, with 2 ids in each of 3
-    lists. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see `data.loading.shuffle`) that the
-    worker reads: about 2**20 rows divided by the number of workers, and at least two row groups. With `shuffle`, the
-    window buffers, except for their lists, are kept between epochs.
+    A row takes 4 * (one-hot and numerical features + values of vectors + labels) + 12 bytes (20 with the group), and
+    each of its lists, of ids or of their weights, 12 bytes and 4 per value: 180 bytes for Outbrain's 29 features, with
+    2 ids in each of 3 lists. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see
+    `data.loading.shuffle`) that the worker reads: about 2**20 rows divided by the number of workers, and at least two
+    row groups. With `shuffle`, the window buffers, except for their lists, are kept between epochs.
 
     Windows are counted in rows, whatever the length of their lists, so that the order of the rows does not depend on
     it. Memory is bounded all the same: a list has at most max_hotness ids. Whether it suffices is checked for the ids
@@ -339,7 +339,10 @@ class ParquetLoader:
             cause = f"row group {location.row_group} of {location.path} has {rows:,} rows"
             fix = "write the file again with about 65,536 rows in each row group"
         else:
-            cause, fix = f"a row takes {row_bytes:,} bytes", "use fewer features, or more workers on more hosts"
+            cause, fix = (
+                f"a row takes {row_bytes:,} bytes",
+                "use fewer features or shorter vectors, or more workers on more hosts",
+            )
         what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
         check_fits(windows + batches + self._reader.row_group_bytes, what, fix)
 

@@ -289,12 +289,12 @@ class _Writer:
     ) -> None:
         self._spec, self._workflow, self._workers = spec, workflow, workers
         self._draft, self._log, self._block_rows = draft, log, block_rows
-        # Lists but for weights, which are as long as those of their ids.
+        # Lists but for vectors, and for weights, which are as long as those of their ids.
         weights = {raw.feature.weights for raw in spec.features.values()}
         self._hotness = {
             name: raw.feature.max_hotness or 1
             for name, raw in spec.features.items()
-            if spec.is_list(name) and name not in weights
+            if spec.is_list(name) and name not in weights and raw.feature.dimension is None
         }
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:
@@ -338,6 +338,7 @@ class _Writer:
                     feature,
                     weights=stated.weights,
                     combiner=stated.combiner,
+                    dimension=stated.dimension,
                     embedding_dim=stated.embedding_dim,
                     table=stated.table,
                     wide=stated.wide,

@@ -25,13 +25,14 @@ from data.raw.labels import (
     check_given,
     check_list_weights,
     check_steps,
+    check_vectors,
     group_values,
     is_negative,
     label_values,
     weight_values,
 )
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
-from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, Feature
+from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, VECTOR, Feature
 from data.spec.raw.spec import IdentityRule, LastSplit, NumberRule, RawChunk, RawSpec, Reading, SharedVocabularyRule
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
@@ -212,6 +213,7 @@ class Stager:
         self._check_identities(rows)
         self._check_list_weights(rows)
         self._check_sequences(rows)
+        self._check_vectors(rows)
         mappings = assign_mappings(self.spec, source, rows, total)
         table = self._with_finished(rows, mappings)
         for mapping in sorted(set(mappings)):
@@ -255,6 +257,13 @@ class Stager:
             columns = [(self.spec.readings[name].column, _column(rows, name)) for name in read]
             if columns:
                 check_steps(columns, rows.name)
+
+    def _check_vectors(self, rows: RawRows) -> None:
+        """Raise a DataError for a vector that is not as many numbers as its dimension says."""
+        for name in self.spec.channels.get(VECTOR, ()):
+            feature, reading = self.spec.features[name].feature, self.spec.features[name].reading or name
+            column = self.spec.readings[reading].column
+            check_vectors(column, _column(rows, reading), feature.dimension or 1, rows.name)
 
     def _with_finished(self, rows: RawRows, mappings: np.ndarray) -> pa.Table:
         spec, columns = self.spec, {ROW: pa.array(rows.numbers)}

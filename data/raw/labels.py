@@ -102,6 +102,31 @@ def check_steps(columns: Sequence[tuple[str, pa.Array]], row_name: RowName) -> N
             )
 
 
+def check_vectors(column: str, vectors: pa.Array, dimension: int, row_name: RowName) -> None:
+    """Check that vectors have as many numbers as their dimension says, of which none is missing.
+
+    Args:
+        column: name of the raw column.
+        vectors: its [rows] lists of finite numbers, in which null is an empty list.
+        dimension: number of values of each vector.
+        row_name: returns the location of a row for messages.
+
+    Raises:
+        DataError: if a vector has more or fewer numbers, or a missing one.
+    """
+    lengths = pc.fill_null(pc.list_value_length(vectors), 0)
+    if (row := first_true(pc.not_equal(lengths, dimension))) is not None:
+        raise DataError(
+            f"{row_name(row)}: column {column!r} has a vector of {lengths[row]} numbers; expected {dimension}, as its "
+            "`dimension` says: correct the row or the dimension, or leave the row out with `where`"
+        )
+    if (item := first_true(vectors.flatten().is_null())) is not None:
+        raise DataError(
+            f"{row_name(item // dimension)}: column {column!r} has a vector with a missing number; expected finite "
+            "numbers: correct the row, or leave it out with `where`"
+        )
+
+
 def check_given(labels: Mapping[str, tuple[Feature, pa.Array]], row_name: RowName) -> None:
     """Raise a DataError if a label is positive outside of its sample space (`given`)."""
     for name, (feature, values) in labels.items():

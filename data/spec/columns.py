@@ -17,11 +17,12 @@ from data.spec.features import (
     ONEHOT,
     SAMPLE_WEIGHT,
     SEQUENCE,
+    VECTOR,
     Feature,
     exact_integers,
 )
 
-LIST_KINDS = (MULTIHOT, SEQUENCE, LIST_WEIGHTS)
+LIST_KINDS = (MULTIHOT, SEQUENCE, VECTOR, LIST_WEIGHTS)
 INT64 = np.iinfo(np.int64)
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -107,12 +108,12 @@ class Column:
     Attributes:
         name: name of the feature.
         kind: channel of the feature, `SAMPLE_WEIGHT`, `LIST_WEIGHTS`, or None for a column that training does not use.
-        type: Arrow type in which the column is written; a list type for multi-hot features, their weights and features
-            of sequences.
+        type: Arrow type in which the column is written; a list type for multi-hot features, their weights, features of
+            sequences and vectors.
         feature: entry of the feature in the specification.
         aligned_with: the feature whose lists have as many items in every row: for weights of ids, used or not, the
             feature that has these ids; for a feature of a sequence, the first one of the sequence, except for itself.
-        longest: number of items to which lists are cut, or None if there is no limit, or no list.
+        longest: number of items to which lists are cut, or which a vector has; None if there is no limit, or no list.
     """
 
     name: str
@@ -138,13 +139,16 @@ class Column:
     def expected_type(self) -> str:
         """The parquet types that can be read, in words."""
         values = "integers" if self.has_ids or self.kind == MAP else "numbers"
-        return f"lists of {values}" if self.kind in LIST_KINDS else values
+        count = f"{self.feature.dimension} " if self.kind == VECTOR else ""
+        return f"lists of {count}{values}" if self.kind in LIST_KINDS else values
 
     def accepts(self, stored: pa.DataType) -> bool:
         """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
         if is_list(stored) != (self.kind in LIST_KINDS):
+            return False
+        if self.kind == VECTOR and pa.types.is_fixed_size_list(stored) and stored.list_size != self.feature.dimension:
             return False
         item = stored.value_type if is_list(stored) else stored
         # Spark and pandas write ids of columns with nulls as floats (3.0), which must represent every id exactly.
@@ -187,7 +191,7 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     if has_ids(kind, feature) and dtype in FLOAT_DTYPES:  # ids are read from floats, but always written as integers
         dtype = default
     item = pa.from_numpy_dtype(np.dtype(dtype or "int64"))
-    has_list_keys = feature.max_hotness is not None or feature.weights is not None
+    has_list_keys = any(key is not None for key in (feature.max_hotness, feature.weights, feature.dimension))
     is_list = kind in LIST_KINDS or (kind is None and has_list_keys)
     column = pa.list_(item) if is_list else item
     if (sequence := spec.sequence_of.get(name)) is not None:
@@ -196,7 +200,8 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
     ids = spec.ids_of_weights.get(name)
     if ids is not None and ids not in spec.multihot:
         kind = None
-    return Column(name, kind, column, feature, ids, (ids or feature).max_hotness)
+    longest = feature.dimension if kind == VECTOR else (ids or feature).max_hotness
+    return Column(name, kind, column, feature, ids, longest)
 
 
 def has_ids(kind: str | None, feature: Feature) -> bool:
@@ -247,6 +252,7 @@ _EXPECTED = {
     SEQUENCE: lambda feature: (
         _expected_ids(feature) if feature.cardinality else 'a list of finite numbers such as "[0.5, -1]"'
     ),
+    VECTOR: lambda feature: f'a list of {feature.dimension} finite numbers such as "[0.5, -1, ...]"',
     SAMPLE_WEIGHT: lambda feature: "a finite number of at least 0",
     LIST_WEIGHTS: lambda feature: 'a list of finite numbers of at least 0 such as "[0.5, 1]"',
 }

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from data.errors import listed, nearest, shown
 from data.spec.document_values import (
     ChannelKeys,
+    Dimension,
     FilePath,
     Id,
     Name,
@@ -131,6 +132,7 @@ class _FeatureKeys(TypedDict, total=False):
     max_hotness: PositiveInteger
     weights: Name
     combiner: Annotated[Combiner, expects_one_of(Combiner)]
+    dimension: Dimension
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from data.errors import described
-from data.spec.features import MAX_CARDINALITY, MAX_EMBEDDING_DIM, Dtype, Encoder, Order, name_mistake
+from data.spec.features import MAX_CARDINALITY, MAX_DIMENSION, MAX_EMBEDDING_DIM, Dtype, Encoder, Order, name_mistake
 from data.spec.task_types import TASK_TYPES
 
 MAX_PATH_LENGTH = 1000
@@ -90,6 +90,7 @@ PositiveInteger = Annotated[
 ]
 Id = Annotated[int, Strict(), Field(ge=0, lt=MAX_CARDINALITY), PlainNumber, expects_integer(0, MAX_CARDINALITY - 1)]
 Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), PlainNumber, expects_integer(1, MAX_EMBEDDING_DIM)]
+Dimension = Annotated[int, Strict(), Field(ge=1, le=MAX_DIMENSION), PlainNumber, expects_integer(1, MAX_DIMENSION)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False), PlainNumber, expects("a finite number, without quotes")]
 Weight = Annotated[
     float, Strict(), Field(gt=0, allow_inf_nan=False), PlainNumber, expects("a finite number above 0, without quotes")
@@ -130,3 +131,4 @@ class ChannelKeys(TypedDict, total=False):
     label: ChannelNames
     map: ChannelNames
     sequence: Sequences
+    vector: ChannelNames

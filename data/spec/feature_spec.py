@@ -26,6 +26,7 @@ from data.spec.features import (
     SAMPLE_WEIGHT,
     SEQUENCE,
     SERVE_CHANNELS,
+    VECTOR,
     Chunk,
     Feature,
     FeatureSequence,
@@ -272,14 +273,20 @@ class FeatureSpec:
         return tuple(feature for feature in known if feature.serve is not None)
 
     @property
+    def vectors(self) -> tuple[Feature, ...]:
+        """Features with a vector of `dimension` numbers per row."""
+        return self.channel(VECTOR)
+
+    @property
     def labels(self) -> tuple[Feature, ...]:
         """Features that the model predicts, one task each."""
         return self.channel(LABEL)
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
-        """Input features of the model: one-hot, multi-hot, numerical, then those of sequences."""
-        return self.onehot + self.multihot + self.numerical + self.sequence_ids + self.sequence_numbers
+        """Input features of the model: one-hot, multi-hot, numerical, those of sequences, then vectors."""
+        steps = self.sequence_ids + self.sequence_numbers
+        return self.onehot + self.multihot + self.numerical + steps + self.vectors
 
     @cached_property
     def channel_of(self) -> dict[str, str]:
@@ -338,8 +345,10 @@ class PlainRepresenter(SafeRepresenter):
 
 
 def channel_keys(channels: Mapping[str, Sequence[str]], sequences: Sequence[FeatureSequence]) -> dict[str, Any]:
-    """Returns the section `channel_spec` of a document; without the channel `sequence` if there are no sequences."""
+    """Returns the section `channel_spec` of a document; without the channels `sequence` and `vector` if empty."""
     keys: dict[str, Any] = {channel: list(channels.get(channel, ())) for channel in CHANNELS if channel != SEQUENCE}
+    if not keys[VECTOR]:
+        del keys[VECTOR]
     return keys | ({SEQUENCE: {each.name: _sequence_keys(each) for each in sequences}} if sequences else {})
 
 

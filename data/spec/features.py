@@ -10,11 +10,12 @@ ONEHOT = "onehot_categorical"
 MULTIHOT = "multihot_categorical"
 NUMERICAL = "numerical"
 SEQUENCE = "sequence"
+VECTOR = "vector"
 LABEL = "label"
 MAP = "map"
 
-CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, LABEL, MAP)
-INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE)
+CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, VECTOR, LABEL, MAP)
+INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, VECTOR)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
@@ -40,6 +41,7 @@ JOINT = "+"
 ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
 LIST_KEYS = ("max_hotness", "weights", "combiner")
+DIMENSION = "dimension"
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 SERVE = "serve"
 SERVE_CHANNELS = (ONEHOT, NUMERICAL)
@@ -58,6 +60,7 @@ Dtype = Literal[IntegerDtype, FloatDtype, "bool"]
 # Ids are int32 in a batch.
 MAX_CARDINALITY = 2**31 - 1
 MAX_EMBEDDING_DIM = 4096
+MAX_DIMENSION = 2**16
 # Names of mappings and features become parts of file names (at most 255 bytes) and of array names.
 MAX_NAME_LENGTH = 200
 
@@ -73,6 +76,7 @@ class Feature:
         max_hotness: maximum number of ids per row of a multi-hot feature, or of steps of a feature of a sequence.
         weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
         combiner: how the deep part pools the ids of a multi-hot feature; None for the model's --combiner.
+        dimension: number of values of a vector, in every row.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
         wide: whether a categorical feature is in the wide part only, there too, or not.
@@ -100,6 +104,7 @@ class Feature:
     max_hotness: int | None = None
     weights: str | None = None
     combiner: Combiner | None = None
+    dimension: int | None = None
     embedding_dim: int | None = None
     table: str | None = None
     wide: Wide = "too"

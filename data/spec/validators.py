@@ -15,6 +15,7 @@ from data.spec.document import Entry, Parts, Problem, path_of, read_document
 from data.spec.features import (
     BOOL_DTYPE,
     CATEGORICAL_CHANNELS,
+    DIMENSION,
     ID_KEYS,
     INPUT_CHANNELS,
     INTEGER_DTYPES,
@@ -36,6 +37,7 @@ from data.spec.features import (
     SEQUENCE,
     SERVE,
     SERVE_CHANNELS,
+    VECTOR,
     Feature,
     exact_integers,
 )
@@ -188,6 +190,18 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
             f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
         )
         yield Problem(path, message)
+
+
+def check_keys_of_vectors(parts: Parts) -> Iterator[Problem]:
+    """Checks that vectors, and no features of other channels, state their dimension."""
+    channel_of = parts.channel_of()
+    for name, keys in parts.stated.items():
+        channel, path = channel_of.get(name), _feature_path(name, DIMENSION)
+        if channel == VECTOR and DIMENSION not in keys and ("feature_spec", name) not in parts.incomplete:
+            yield Problem(path, "is missing; write how many numbers each vector has")
+        if channel not in (VECTOR, None) and DIMENSION in keys:
+            message = f"is only for {VECTOR} and the feature is in {channel}; remove it or move the feature"
+            yield Problem(path, message)
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
@@ -539,6 +553,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_map,
     check_keys_of_inputs,
     check_serve,
+    check_keys_of_vectors,
     check_reserved_ids,
     check_tables,
     check_unseen_values,

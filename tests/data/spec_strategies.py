@@ -11,11 +11,13 @@ from tests.data.sample_specs import changed
 
 
 def weighted_document() -> Any:
-    """A valid specification whose lists have weights, with a sequence."""
+    """A valid specification whose lists have weights, with a sequence and a vector."""
     changes: dict[str, Any] = {
         "feature_spec.genres.weights": "note",
         "feature_spec.seen": {"cardinality": 100, "table": "user", "max_hotness": 2},
         "feature_spec.ages": {},
+        "feature_spec.embedding": {"dimension": 3},
+        "channel_spec.vector": ["embedding"],
         "channel_spec.sequence": {
             "views": {"features": ["seen", "ages"], "target": ["user"], "encoder": "din", "order": "newest_last"}
         },
@@ -23,6 +25,7 @@ def weighted_document() -> Any:
     for mapping, columns in (("train", 3), ("test", 8), ("valid", 7)):
         changes[f"source_spec.{mapping}[0].features[{columns}]"] = "seen"
         changes[f"source_spec.{mapping}[0].features[{columns + 1}]"] = "ages"
+        changes[f"source_spec.{mapping}[0].features[{columns + 2}]"] = "embedding"
     return changed(changes)
 
 

@@ -298,7 +298,8 @@ def test_round_trip_of_any_specification(document: dict[str, Any], tmp_path_fact
     assert again == spec
     assert list(again.features) == list(document["feature_spec"])
     assert {channel: list(names) for channel, names in again.channels.items()} == document["channel_spec"] | {
-        "sequence": []
+        "sequence": [],
+        "vector": [],
     }
     assert again.metadata == document["metadata"]
 

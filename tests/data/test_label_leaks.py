@@ -127,6 +127,7 @@ def leaks(
         else from_padded(multihot.astype(np.int32), [multihot.shape[1]]),
         number_lists=empty_lists(rows, 0, np.float32),
         numerical=np.zeros((rows, 0), np.float32) if numerical is None else numerical[:, np.newaxis].astype(np.float32),
+        vectors=np.zeros((rows, 0), np.float32),
         labels=np.stack(list(columns.values()), axis=1).astype(np.float32),
         weights=np.ones(rows, np.float32) if weights is None else weights.astype(np.float32),
         group=None,

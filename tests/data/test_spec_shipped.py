@@ -24,7 +24,7 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"sequence.yaml", "shared_table.yaml", "two_labels.yaml", "weighted_lists.yaml", "with_map.yaml"}
+OWN |= {"sequence.yaml", "shared_table.yaml", "two_labels.yaml", "vector.yaml", "weighted_lists.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:
@@ -98,3 +98,4 @@ def test_specifications_show_what_their_name_says() -> None:
     assert len(read("tiny.yaml").inputs) == 3
     sequence = read("sequence.yaml")
     assert [each.encoder for each in sequence.sequences] == ["din", "mean"] and sequence.sequence_numbers
+    assert [vector.dimension for vector in read("vector.yaml").vectors] == [16, 6]

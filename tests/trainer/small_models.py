@@ -11,7 +11,7 @@ from data.loading.lists import Lists, empty_lists, from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
-from trainer.layout import CategoricalInput, InputSchema, ModelInputs, SequenceInput
+from trainer.layout import CategoricalInput, InputSchema, ModelInputs, SequenceInput, VectorInput
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
@@ -68,6 +68,10 @@ HISTORY = InputSchema(
 WEIGHTED = replace(
     LAYOUT, categorical=(*LAYOUT.categorical[:-1], replace(LAYOUT.categorical[-1], weights="friendship"))
 )
+
+
+# The same as LAYOUT, with two vectors; one of a single number is not normalized.
+VECTORS = replace(LAYOUT, vectors=(VectorInput("title", 7), VectorInput("price_rank", 1)))
 
 
 def make_model(
@@ -155,6 +159,12 @@ def numbers_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(columns, axis=1)
 
 
+def vectors_of(layout: InputSchema, ids: np.ndarray) -> np.ndarray:
+    """Vectors side by side [rows, vector columns] float32, between -3 and 3, that depend on the first two ids."""
+    angles = ids[:, :1] * np.arange(1, layout.vector_columns + 1) + ids[:, 1:2]
+    return np.sin(angles[:, : layout.vector_columns]).astype(np.float32) * 3
+
+
 class Rows(NamedTuple):
     """The rows of a batch: ids [batch, id columns] int32, with lists padded, and the rest of a StepInput."""
 
@@ -168,13 +178,14 @@ class Rows(NamedTuple):
         ids, layout = self.ids.numpy(), model.layout
         own = unpadded(layout, ids, weights_of(layout, ids), numbers_of(layout, ids))
         lookups, sequences = tf.nest.map_structure(tf.constant, (model.embeddings.lookups(own), layout.steps(own)))
-        return StepInput(lookups, self.numerical, self.labels, self.weights, sequences=sequences)
+        vectors = tf.constant(vectors_of(layout, ids))
+        return StepInput(lookups, self.numerical, self.labels, self.weights, vectors, sequences=sequences)
 
     def padded(self, layout: InputSchema) -> ModelInputs:
         """The matrices that a model is called with."""
         ids = self.ids.numpy()
         weights, numbers = tf.constant(weights_of(layout, ids)), tf.constant(numbers_of(layout, ids))
-        return ModelInputs(self.ids, self.numerical, weights, numbers)
+        return ModelInputs(self.ids, self.numerical, weights, numbers, tf.constant(vectors_of(layout, ids)))
 
 
 def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:

@@ -267,6 +267,7 @@ def batch_of(start: int, end: int, pads: int = 0) -> Batch:
         id_lists=ids.id_lists,
         number_lists=ids.number_lists,
         numerical=numerical,
+        vectors=numerical[:, :0],
         labels=whole.labels.numpy()[here],
         weights=(np.arange(len(here)) < end - start).astype(np.float32),
         group=None,

@@ -66,7 +66,8 @@ def make_sample(rows: int = ROWS) -> Sample:
     labels[:5, 0] = np.nan
     weights = random.choice([0.5, 1.0, 2.0], rows).astype(np.float32)
     own = unpadded(LAYOUT, ids, weights_of(LAYOUT, ids))
-    return Sample(own, random.normal(size=(rows, 2)).astype(np.float32), labels, weights)
+    numerical = random.normal(size=(rows, 2)).astype(np.float32)
+    return Sample(own, numerical, numerical[:, :0], labels, weights)
 
 
 def measured(comm=None):
@@ -77,9 +78,9 @@ def measured(comm=None):
 
 def by_definition(model, sample: Sample, feature: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns by metric of the second task its change over all rows, and its changes within blocks."""
-    intact = LAYOUT.model_inputs(sample.ids, sample.numerical)
+    intact = LAYOUT.model_inputs(sample.ids, sample.numerical, sample.vectors)
     permuted, order = ModelInputs(*(matrix.copy() for matrix in intact)), permutation_of(feature, ROWS, SEED)
-    ids, numerical, weights, _ = permuted
+    ids, numerical, weights, *_ = permuted
     if feature == "friends":
         ids[:, 5:], weights[:] = ids[order, 5:], weights[order]
     elif feature == "tags":
@@ -167,7 +168,7 @@ def test_standard_error_is_the_spread_over_samples():
     for seed in range(200):
         signal, noise = random.normal(size=(2, 1000))
         labels = (random.random(1000) < 1 / (1 + np.exp(1 - 1.5 * signal))).astype(np.float32)[:, None]
-        sample = Sample(np.empty((1000, 0)), np.empty((1000, 0)), labels, np.ones(1000, np.float32))
+        sample = Sample(*[np.empty((1000, 0))] * 3, labels, np.ones(1000, np.float32))
         blocks = blocks_of(1000, seed)
         orders = (np.arange(1000), permutation_of("signal", 1000, seed))
         old, new = (
@@ -221,7 +222,9 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
             # The second of two features has weights.
             lists = Lists(np.repeat(ids, 2 * lengths), np.repeat(lengths[:, None], 2, axis=1))
             number_lists = Lists(np.repeat(ids[:, 0], lengths) / np.float32(8), lengths[:, None])
-            yield Batch(ids, lists, number_lists, *columns, np.pad(weights[here], (0, pad)), None, positions)
+            values, targets = columns
+            own_weights = np.pad(weights[here], (0, pad))
+            yield Batch(ids, lists, number_lists, values, -2 * values, targets, own_weights, None, positions)
 
     kept = chosen[weights[chosen] > 0]
     loaders = [SimpleNamespace(epoch=lambda _, rank=rank: epoch(rank)) for rank in range(workers)]
@@ -230,6 +233,7 @@ def test_sample_is_the_chosen_rows_of_the_mapping(rows, most, batch, workers, se
         assert nested(found.ids.id_lists) == [[[row] * (row % 4)] * 2 for row in kept.tolist()]
         assert nested(found.ids.number_lists) == [[[row / 8] * (row % 4)] for row in kept.tolist()]
         np.testing.assert_array_equal(found.numerical, numerical[kept])
+        np.testing.assert_array_equal(found.vectors, -2 * numerical[kept])
         np.testing.assert_array_equal(found.labels, labels[kept])
         np.testing.assert_array_equal(found.weights, weights[kept])
 
@@ -240,6 +244,7 @@ def test_rows_without_weight_are_an_error():
         ids,
         empty_lists(4, 2),
         empty_lists(4, 0, np.float32),
+        numbers,
         numbers,
         numbers,
         np.zeros(4, np.float32),

@@ -20,7 +20,7 @@ from trainer.checkpoint.state import TrainState
 from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.config import Options
-from trainer.layout import CategoricalInput, InputSchema
+from trainer.layout import CategoricalInput, InputSchema, VectorInput
 from trainer.model_size import check_model_fits, shards_tables, table_sizes
 from trainer.models import MODELS, model_options
 from trainer.process.worker_env import WorkerEnv
@@ -79,6 +79,13 @@ def test_dense_weights_are_at_least_what_is_computed(name):
     real = sum(int(np.prod(weight.shape)) for weight in model.deep_weights)
     widths = {task.name: task.width for task in TASKS}
     assert 0 < model_options(model=name, **FLAGS).dense_weights(LAYOUT.width, widths) <= real
+
+
+def test_projections_of_vectors_count():
+    options = options_of("--vector_units", "1000000")
+    layout = InputSchema((), ("age",), vectors=(VectorInput("image", 2**16),))
+    assert "dense weights" in refusal(options, layout=layout)
+    check_model_fits(options_of(), layout, (BinaryTask("click"),), WorkerEnv(), 1)
 
 
 def layout_of(**tables: tuple[int, int]) -> InputSchema:

@@ -43,7 +43,7 @@ def trained(request, tmp_path_factory):
     saved = load_model(folder / "models" / "model")
     read = FeatureSpec.read(data / "feature_spec.yaml")
     (batch,) = ParquetLoader(read, "test", global_batch_size=ROWS, shuffle=False).epoch(0)
-    inputs, labels = saved.layout.model_inputs(batch.ids, batch.numerical), batch.labels[:, 0]
+    inputs, labels = saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors), batch.labels[:, 0]
     return SimpleNamespace(folder=folder, data=data, saved=saved, inputs=inputs, labels=labels, encoder=request.param)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, Encoder, FeatureSequence, Order
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, VECTOR, Encoder, FeatureSequence, Order
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
@@ -31,6 +31,7 @@ class FeatureEntry:
         weights: name of the column with the weights of a multi-hot feature's ids.
         combiner: how the deep part pools a multi-hot feature's ids, if the feature states it.
         serve: value in predictions of a feature that is known in training alone.
+        dimension: number of values of a vector.
     """
 
     name: str
@@ -43,6 +44,7 @@ class FeatureEntry:
     weights: str | None = None
     combiner: str | None = None
     serve: float | None = None
+    dimension: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,12 @@ class ModelSchema:
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
         """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
-            FeatureEntry(name, channel, serve=spec.features[name].serve)
+            FeatureEntry(
+                name,
+                channel,
+                serve=spec.features[name].serve,
+                dimension=spec.features[name].dimension if channel == VECTOR else None,
+            )
             if spec.features[name].cardinality is None
             else FeatureEntry(
                 name,

@@ -57,4 +57,5 @@ def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInp
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
     weights = [features[columns.weights] for columns in layout.weighted] or [tf.zeros([rows, 0])]
     numbers = [features[name] for name in layout.sequence_numbers] or [tf.zeros([rows, 0])]
-    return ModelInputs(*(tf.concat(columns, axis=1) for columns in (ids, numerical, weights, numbers)))
+    vectors = [features[vector.name] for vector in layout.vectors] or [tf.zeros([rows, 0])]
+    return ModelInputs(*(tf.concat(columns, axis=1) for columns in (ids, numerical, weights, numbers, vectors)))

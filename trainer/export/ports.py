@@ -18,8 +18,8 @@ class Port:
     Attributes:
         name: tensor name of the feature or task (see `tensor_names`).
         dtype: "int32" or "float32".
-        width: 1; max_hotness of a multi-hot feature or its weights, or of a feature of a sequence; or the number of
-            classes of a multi-class task.
+        width: 1; max_hotness of a multi-hot feature or its weights, or of a feature of a sequence; the dimension of a
+            vector; or the number of classes of a multi-class task.
     """
 
     name: str
@@ -28,11 +28,12 @@ class Port:
 
 
 def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
-    """Returns one input per feature: ids (lists are padded with -1), weights, numbers of steps, and numbers."""
+    """Returns one input per feature: ids (lists are padded with -1), weights, numbers of steps, vectors and numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
     weights = (Port(columns.weights, "float32", columns.hotness) for columns in layout.weighted)
     numbers = (Port(name, "float32", places.stop - places.start) for name, places in layout.sequence_numbers.items())
-    return (*ids, *weights, *numbers, *(Port(name, "float32", 1) for name in layout.numerical))
+    vectors = (Port(vector.name, "float32", vector.dimension) for vector in layout.vectors)
+    return (*ids, *weights, *numbers, *vectors, *(Port(name, "float32", 1) for name in layout.numerical))
 
 
 def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
@@ -45,6 +46,7 @@ def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarr
     named = {columns.name: inputs.ids[:, columns.start : columns.stop] for columns in layout.categorical}
     named |= {columns.weights: inputs.weights[:, places] for columns, places in layout.weighted.items()}
     named |= {name: inputs.numbers[:, places] for name, places in layout.sequence_numbers.items()}
+    named |= {name: inputs.vectors[:, places] for name, places in layout.vector_places.items()}
     return named | {name: inputs.numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 

@@ -105,8 +105,8 @@ class RawEncoding(tf.Module):
         model, rows = self.layout.model, tf.shape(next(iter(raw.values())))[0]
         ids = made.matrix([columns.name for columns in model.categorical], rows, tf.int64)
         weights = made.matrix([columns.weights for columns in model.weighted], rows, tf.float32)
-        numbers = tf.zeros([rows, 0])  # `RawLayout` has no sequences
-        return ModelInputs(tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32), weights, numbers)
+        none = tf.zeros([rows, 0])  # `RawLayout` has no sequences and no vectors
+        return ModelInputs(tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32), weights, none, none)
 
     def _encode(self, features: Sequence[str], raw: RawValues) -> tf.Tensor:
         """Encodes the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""

@@ -71,11 +71,11 @@ def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
-    return ModelInputs(*(matrix[real] for matrix in layout.model_inputs(batch.ids, batch.numerical)))
+    return ModelInputs(*(matrix[real] for matrix in layout.model_inputs(batch.ids, batch.numerical, batch.vectors)))
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
-    """Generates random valid ids, lists of random lengths, weights in [0, 1), and normal numbers."""
+    """Generates random valid ids, lists of random lengths, weights in [0, 1), and normal numbers and vectors."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.id_columns), np.int32)
     of_sequence = {sequence.name: rng.integers(0, sequence.length + 1, (rows, 1)) for sequence in layout.sequences}
@@ -88,7 +88,10 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
         ids[:, columns.start : columns.stop] = drawn
     numerical = rng.normal(size=(rows, len(layout.numerical))).astype(np.float32)
     weights = rng.random((rows, layout.weight_columns), np.float32)
-    return ModelInputs(ids, numerical, weights, rng.normal(size=(rows, layout.number_columns)).astype(np.float32))
+    numbers, vectors = (
+        rng.normal(size=(rows, width)).astype(np.float32) for width in (layout.number_columns, layout.vector_columns)
+    )
+    return ModelInputs(ids, numerical, weights, numbers, vectors)
 
 
 def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> ComparedRows:

@@ -50,7 +50,7 @@ class Interaction(keras.layers.Layer):
 
         Args:
             deep: embeddings of each group of tables, [batch, features, width] float32.
-            numerical: [batch, InputSchema.deep_numerical] float32.
+            numerical: [batch, InputSchema.deep_numerical and vectors] float32.
             context: None outside training.
         """
         return Interacted(side_by_side(deep, numerical))
@@ -70,7 +70,9 @@ class Cross(Interaction):
             if self.options.cross_rank:
                 down = Dense(self.options.cross_rank, self.config.linear, use_bias=False, name=f"down_{number}")
                 self.down.append(down)
-            self.across.append(Dense(self.layout.width, self.config.linear, name=f"across_{number}"))
+            self.across.append(
+                Dense(self.options.input_width(self.layout), self.config.linear, name=f"across_{number}")
+            )
 
     def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
         """Applies the layers in order."""
@@ -94,7 +96,7 @@ class Dot(Interaction):
         width = self.layout.widest
         self.projections = Projections(self.layout, self.config)
         self.numbers = None
-        if self.layout.deep_numerical:
+        if self.layout.has_numbers:
             self.numbers = MLP((*self.options.numerical_hidden_units, width), self.config, name="numerical")
 
     def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
@@ -132,7 +134,7 @@ class FactorizationMachine(Interaction):
         vectors = self.projections(deep)
         total = tf.reduce_sum(vectors, axis=1)
         squares = tf.reduce_sum(tf.square(vectors), axis=1)
-        if self.layout.deep_numerical:
+        if self.layout.has_numbers:
             total += self.vectors(numerical)
             squares += tf.linalg.matmul(tf.square(numerical), tf.square(self.vectors.kernel.value))
         pairs = (tf.square(total) - squares) / 2  # [batch, width]

@@ -16,6 +16,7 @@ from trainer.models.network import Network
 from trainer.models.sequences import Sequences, steps_of
 from trainer.models.step_context import StepContext
 from trainer.models.training_only import TrainingOnlyTower
+from trainer.models.vectors import Vectors
 from trainer.models.weights import named
 from trainer.variables import TableRows
 
@@ -27,8 +28,8 @@ class RankingModel(keras.Model):
 
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
     Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
-    one number each, which only the network sees. A tower of features that are known in training alone
-    adds its own logits.
+    one number each, which only the network sees, as it does the vectors, normalized and projected. A tower of features
+    that are known in training alone adds its own logits.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
@@ -63,6 +64,7 @@ class RankingModel(keras.Model):
             self.wide_weights += [self.add_weight(shape=shape, initializer="zeros", name="wide_numerical")]
             self.wide_weights += [self.add_weight(shape=(wide_outputs,), initializer="zeros", name="wide_bias")]
         self.sequences = Sequences(options, layout, self.embeddings.deep_groups, network.dense_config)
+        self.vectors = Vectors(options, layout, network.dense_config)
         self.interaction = INTERACTIONS[options.interaction](options, layout, network.outputs, network.dense_config)
         self.training_only = (
             TrainingOnlyTower(layout.training_only, options, network.outputs, network.dense_config)
@@ -76,9 +78,8 @@ class RankingModel(keras.Model):
             deep = [tf.zeros((1, len(group.pooled), group.width)) for group in groups]
             steps = [tf.zeros((1, group.steps, group.width)) for group in groups if group.in_sequences]
             sequences = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), self.sequence_specs(1))
-            network.call(
-                self.deep_input(Pooled(tuple(deep), (), tuple(steps)), tf.zeros((1, len(layout.numerical))), sequences)
-            )
+            numerical, vectors = tf.zeros((1, len(layout.numerical))), tf.zeros((1, layout.vector_columns))
+            network.call(self.deep_input(Pooled(tuple(deep), (), tuple(steps)), numerical, sequences, vectors))
             if self.training_only is not None:
                 self.training_only(self.training_only.served)
 
@@ -90,13 +91,14 @@ class RankingModel(keras.Model):
     @property
     def shared_weights(self) -> list[keras.Variable]:
         """Dense weights that are trained by several tasks, those nearest to the tasks last."""
-        below = [*self.sequences.trainable_variables, *self.interaction.trainable_variables]
+        layers: list[keras.layers.Layer] = [self.sequences, self.vectors, self.interaction]
+        below = [weight for layer in layers for weight in layer.trainable_variables]
         return [*below, *self.network.shared_weights]
 
     @property
     def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights of the sequences' encoders, of the interaction, of the network and of the tower."""
-        layers = [self.sequences, self.interaction, *self._network_layers]
+        """Trainable weights below, of and beside the network."""
+        layers = [self.sequences, self.vectors, self.interaction, *self._network_layers]
         layers += [] if self.training_only is None else [self.training_only]
         return [weight for layer in layers for weight in layer.trainable_variables]
 
@@ -131,18 +133,27 @@ class RankingModel(keras.Model):
         """Returns the embeddings of a batch. A collective if tables are sharded."""
         return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
 
-    def deep_input(self, embedded: Pooled, numerical: tf.Tensor, sequences: Sequence[SequenceSteps] = ()) -> tf.Tensor:
+    def deep_input(
+        self,
+        embedded: Pooled,
+        numerical: tf.Tensor,
+        sequences: Sequence[SequenceSteps] = (),
+        vectors: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Returns the input of the network, [batch, ModelOptions.network_width] float32."""
-        return self._interacted(embedded, numerical, sequences, None).x
+        return self._interacted(embedded, numerical, sequences, vectors, None).x
 
     def _interacted(
         self,
         embedded: Pooled,
         numerical: tf.Tensor,
         sequences: Sequence[SequenceSteps],
+        vectors: tf.Tensor | None,
         context: StepContext | None,
     ) -> Interacted:
         deep, numbers = self.sequences(embedded, numerical, sequences, context=context)
+        if self.layout.vectors:
+            numbers = tf.concat([numbers, self.vectors(vectors, context=context)], axis=1)
         return self.interaction(deep, numbers, context=context)
 
     def logits(
@@ -150,6 +161,7 @@ class RankingModel(keras.Model):
         embedded: Pooled,
         numerical: tf.Tensor,
         sequences: Sequence[SequenceSteps] = (),
+        vectors: tf.Tensor | None = None,
         training_only: Sequence[tf.Tensor] = (),
         context: StepContext | None = None,
     ) -> tf.Tensor:
@@ -159,6 +171,7 @@ class RankingModel(keras.Model):
             embedded: the embeddings.
             numerical: [batch, numerical] float32.
             sequences: the steps of each sequence.
+            vectors: [batch, vector columns] float32; not needed if there are none.
             training_only: features known in training alone, [batch, features] float32; empty for what predictions are
                 served with.
             context: None outside training.
@@ -166,7 +179,7 @@ class RankingModel(keras.Model):
         Returns:
             [batch, outputs] float32.
         """
-        interacted = self._interacted(embedded, numerical, sequences, context)
+        interacted = self._interacted(embedded, numerical, sequences, vectors, context)
         logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
         if self.training_only is not None:
             [values] = training_only or [self.training_only.served]
@@ -185,15 +198,16 @@ class RankingModel(keras.Model):
         numerical: tf.Tensor,
         weights: tf.Tensor | None = None,
         numbers: tf.Tensor | None = None,
+        vectors: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Computes logits [batch, outputs] float32, outside training.
 
         Args:
-            ids, numerical, weights, numbers: see `ModelInputs`; no weights are needed if the ids of no feature have
-                any, and no numbers if no sequence has any.
+            ids, numerical, weights, numbers, vectors: see `ModelInputs`; no weights are needed if the ids of no feature
+                have any, no numbers if no sequence has any, and no vectors if there are none.
         """
-        ids, sequences = steps_of(self.layout, ModelInputs(ids, numerical, weights, numbers))
-        return self.logits(self.embeddings.pool_padded(ids, weights), numerical, sequences)
+        ids, sequences = steps_of(self.layout, ModelInputs(ids, numerical, weights, numbers, vectors))
+        return self.logits(self.embeddings.pool_padded(ids, weights), numerical, sequences, vectors)
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:

@@ -1,6 +1,7 @@
 """Encoders of sequences, a stage between the embeddings and the interaction of any model.
 
-To add one, write a `SequenceEncoder` here, with a line in `ENCODERS` and its name in `ENCODERS` of the specification.
+To add one, write a `SequenceEncoder` here, with a line in `ENCODERS` and its name in `Encoder` of
+data/spec/features.py and, if it compares steps with a target, in `TARGET_ENCODERS` there.
 """
 
 import math
@@ -231,10 +232,10 @@ class SelfAttention(SequenceEncoder):
         scores += _times(asked, tf.transpose(positions[1:]))  # [batch, heads, length]
         scores = tf.where(tf.expand_dims(present, 1) > 0, scores, -math.inf)
         of_own = tf.expand_dims(tf.einsum("bhw,bw->bh", asked, own), 2)
-        attention = tf.nn.softmax(tf.concat([of_own, scores], axis=2), axis=2)  # [batch, heads, 1 + length]
-        of_steps = attention[:, :, 1:]
+        attention = tf.nn.softmax(tf.concat([of_own, scores], axis=2), axis=2)
+        to_own, of_steps = tf.split(attention, [1, self.length], axis=2)  # [batch, heads, 1 or length]
         summed = tf.cast(matmul(of_steps, keys, dtype), tf.float32)  # [batch, heads, width + numbers]
-        seen = _times(summed, of_token) + _times(of_steps, positions[1:]) + attention[:, :, :1] * tf.expand_dims(own, 1)
+        seen = _times(summed, of_token) + _times(of_steps, positions[1:]) + to_own * tf.expand_dims(own, 1)
         attended = tf.einsum("bhw,whs,hsv->bv", seen, self.of_value.value, self.of_output.value)
         x = self.norms[0](own + attended)
         x = self.norms[1](x + tf.cast(self.narrow(self.wide(x, context=context), context=context), tf.float32))

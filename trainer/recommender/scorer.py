@@ -33,6 +33,7 @@ class Scorer:
             tf.TensorSpec([None, len(layout.numerical)], tf.float32),
             tf.TensorSpec([None, layout.weight_columns], tf.float32),
             tf.TensorSpec([None, layout.number_columns], tf.float32),
+            tf.TensorSpec([None, layout.vector_columns], tf.float32),
         )
         # The row dimension is None, so that the function is traced only once.
         self._forward = tf.function(
@@ -66,7 +67,9 @@ class Scorer:
         for columns, places in self._layout.weighted.items():
             if columns.name in features:
                 weights[:, places] = _padded_weights(columns, features[columns.weights], features[columns.name])
-        return ModelInputs(ids, numerical, weights, np.zeros((rows, self._layout.number_columns), np.float32))
+        # Data frames have no sequences and no vectors.
+        widths = self._layout.number_columns, self._layout.vector_columns
+        return ModelInputs(ids, numerical, weights, *(np.zeros((rows, width), np.float32) for width in widths))
 
     def predict(self, inputs: ModelInputs) -> np.ndarray:
         """Predicts for input matrices as returned by `matrices`.

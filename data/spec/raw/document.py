@@ -38,6 +38,7 @@ from data.spec.document import (
 )
 from data.spec.document_values import (
     ChannelKeys,
+    Dimension,
     FilePath,
     Name,
     NoneIsList,
@@ -328,6 +329,7 @@ class RawFeatureKeys(TypedDict, total=False):
     keep: Annotated[Keep, expects_one_of(Keep)]
     weights: Name
     combiner: Annotated[Combiner, expects_one_of(Combiner)]
+    dimension: Dimension
     history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from data.spec.features import CATEGORICAL_CHANNELS, FLOAT_DTYPES, LABEL, MAP, NUMERICAL, SEQUENCE
+from data.spec.features import CATEGORICAL_CHANNELS, FLOAT_DTYPES, LABEL, MAP, NUMERICAL, SEQUENCE, VECTOR
 from data.spec.raw.document import STEPS
 from data.spec.raw.spec import (
     BoundariesRule,
@@ -125,7 +125,7 @@ def default_rule(channel: str | None, dtype: str | None) -> Rule:
     """
     if channel in CATEGORICAL_CHANNELS or (channel == SEQUENCE and dtype not in FLOAT_DTYPES):
         return VocabularyRule()
-    return NumberRule() if channel in (NUMERICAL, SEQUENCE) else KeepRule()
+    return NumberRule() if channel in (NUMERICAL, SEQUENCE, VECTOR) else KeepRule()
 
 
 def check_channel(rule: Rule, channel: str | None) -> str | None:
@@ -134,6 +134,8 @@ def check_channel(rule: Rule, channel: str | None) -> str | None:
         return f"makes numbers, and the feature is in {channel}; write an encoding of ids, such as vocabulary"
     if channel == SEQUENCE and (isinstance(rule, CrossRule) or not isinstance(rule, (*ID_RULES, NumberRule))):
         return f"is not for lists in {channel}; write another encoding of ids, or steps of numbers"
+    if channel == VECTOR and rule != NumberRule():
+        return f"changes values, and those of a {VECTOR} are taken as they are; remove it"
     if channel == NUMERICAL and not isinstance(rule, (*NUMBER_RULES, KeepRule)):
         return f"does not make input numbers, and the feature is in {channel}; write steps, such as [standardize]"
     if channel == LABEL and not isinstance(rule, (*LABEL_RULES, KeepRule)):

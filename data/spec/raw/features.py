@@ -9,6 +9,7 @@ from data.errors import listed, shown
 from data.spec.document import Parts, Problem, SequencePart, path_of
 from data.spec.features import (
     CATEGORICAL_CHANNELS,
+    DIMENSION,
     LABEL,
     LABEL_KEYS,
     LIST_KEYS,
@@ -17,6 +18,7 @@ from data.spec.features import (
     NUMERICAL,
     SEQUENCE,
     SERVE,
+    VECTOR,
     Feature,
     FeatureSequence,
 )
@@ -58,6 +60,7 @@ from data.spec.validators import (
     check_channels_are_used,
     check_joint_names,
     check_keys_of_labels,
+    check_keys_of_vectors,
     check_list_weights,
     check_map,
     check_sample_spaces,
@@ -78,8 +81,9 @@ FEATURE_RULES = (
     check_tables,
     check_list_weights,
     check_all_sequences,
+    check_keys_of_vectors,
 )
-_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", *LIST_KEYS, *LABEL_KEYS)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", DIMENSION, *LIST_KEYS, *LABEL_KEYS)
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
 _RAW_LIST_KEYS = (*LIST_KEYS, "separator", "keep")
 
@@ -168,7 +172,7 @@ class RawFeatures:
         if isinstance(self.rules.get(name), CrossRule):
             return bool(self.list_inputs.get(name))
         keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
-        if channel == SEQUENCE:
+        if channel in (SEQUENCE, VECTOR):
             return True
         return channel == MULTIHOT and (
             name in self.channel_of
@@ -310,7 +314,7 @@ class RawFeatures:
         elif "indicator" in keys:
             message = "is only for input numbers with a fill, such as encode: [{fill: median}]; remove it"
             yield Problem(feature_path(name, "indicator"), message)
-        if channel in (LABEL, MAP) and "count" in keys:
+        if channel in (LABEL, MAP, VECTOR) and "count" in keys:
             yield Problem(feature_path(name, "count"), f"is for inputs, and the feature is in {channel}; remove it")
         if channel == LABEL:
             yield from self._check_label(name, keys, rule)
@@ -339,7 +343,8 @@ class RawFeatures:
         channel = self.channel_of.get(name)
         if channel not in (MULTIHOT, None):
             for key in (*_RAW_LIST_KEYS, "history"):
-                if key in keys and not (key == "keep" and ("history" in keys or "count" in keys)):
+                is_told_apart = key == "keep" and ("history" in keys or "count" in keys)
+                if key in keys and not is_told_apart and not (key == "separator" and channel == VECTOR):
                     message = f"is only for {MULTIHOT}, and the feature is in {channel}; remove it or move the feature"
                     yield Problem(feature_path(name, key), message)
             return

@@ -83,7 +83,7 @@ def check_by_batches(trained: Path, model: str, exported: Path) -> None:
     for rows in (1, 64, 4096):
         with contextlib.closing(ParquetLoader(spec, "test", global_batch_size=rows, shuffle=False).epoch(0)) as batches:
             batch = next(batches)
-        inputs = saved.layout.model_inputs(batch.ids, batch.numerical)
+        inputs = saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors)
         logits = saved.model(*inputs).numpy().astype(np.float64)
         for predict in ways:
             predictions = predict(named_inputs(saved.layout, inputs))
