@@ -10,18 +10,28 @@ far the AUC of new rows has come from 0.5 to `ceiling`, that of the probabilitie
 
 `speed` measures steps of Wide & Deep whose only features are an item and the `--length` items clicked before, with
 `--fill` of the steps present on average. Lookups are prepared ahead, as the loader does it: `prepare_ms` of one thread.
-`cpu_ms` is the time of all threads in a step.
+`cpu_ms` is the time of all threads in a step. `ratio` is our samples per second over those of the faster of two
+variants of FuxiCTR's DIN (fuxictr_din_worker.py), the median over steps in turn: one updates all rows of its table in
+every step, as FuxiCTR does, the other those of the batch. FuxiCTR's environment is that of benchmarks/quality.py.
 """
 
+import json
+import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.harness import parser_of, report
+from benchmarks.embedding_step import over_turns
+from benchmarks.harness import ROOT, Line, parser_of, report
 from benchmarks.mmoe_step import make_step, seconds
+from benchmarks.quality import ENVIRONMENT
+from benchmarks.side_process import SideProcess, python_of
 from data.loading.batch import Batch
 from data.loading.lists import Lists, join_columns
 from trainer.evaluate import compile_forward
@@ -32,6 +42,8 @@ from trainer.step import StepInput, step_input
 TOPICS, ITEMS_OF_TOPIC, STEPS = 10, 5, 12
 STRENGTH, AGED_STRENGTH, DECAY = 2.5, 4.0, 2.0  # of the logit, and how fast it falls with a step's age in [0, 1)
 WIDTH, LIKED_WIDTH, PLANTED_BATCH = 16, 4, 256
+# Of `speed`.
+ITEMS, BATCHES, HIDDEN, ATTENTION_HIDDEN = 100_000, 4, (256, 128), (64, 32)
 
 
 def planted_layout(encoder: str, *, has_age: bool) -> InputSchema:
@@ -60,6 +72,7 @@ def batch_of(item: np.ndarray, clicked: Lists, ages: Lists, labels: np.ndarray) 
         id_lists=clicked,
         number_lists=ages,
         numerical=np.empty((rows, 0), np.float32),
+        vectors=np.empty((rows, 0), np.float32),
         labels=labels[:, np.newaxis].astype(np.float32),
         weights=np.ones(rows, np.float32),
         group=None,
@@ -131,34 +144,75 @@ def train_planted(
     return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
 
 
-def speed(encoder: str, batch: int, length: int, width: int, fill: float, repeats: int, flags: list[str]) -> dict:
-    """Measure steps over batches of random rows."""
-    rng, items = np.random.default_rng(0), 100_000
-    layout = speed_layout(encoder, items, width, length)
-    step = make_step([*flags, "--deep_hidden_units", "256", "128"], layout, batch, tasks=1)
+def speed(
+    encoder: str, batch: int, length: int, width: int, fill: float, repeats: int, flags: list[str], peers: Path | None
+) -> Line:
+    """Measure steps over batches of random rows, and those of the peers in turn with them."""
+    rng, layout = np.random.default_rng(0), speed_layout(encoder, ITEMS, width, length)
+    units = "--deep_hidden_units", *map(str, HIDDEN), "--attention_hidden_units", *map(str, ATTENTION_HIDDEN)
+    step = make_step([*flags, *units], layout, batch, tasks=1)
     lengths = np.full(batch, length) if fill == 1 else rng.binomial(length, fill, batch)
-    inputs, prepare = [], []
-    for _ in range(4):
-        ids = (items * rng.random(lengths.sum() + batch) ** 2).astype(np.int32)
-        lists = lengths[:, np.newaxis].astype(np.int32)
-        none = Lists(np.empty(0, np.float32), lists[:, :0])
-        rows = batch_of(ids[:batch], Lists(ids[batch:], lists), none, rng.random(batch) < 0.2)
+    lists = lengths[:, np.newaxis].astype(np.int32)
+    inputs, prepare, rows = [], [], []
+    for _ in range(BATCHES):
+        ids, labels = (ITEMS * rng.random(lengths.sum() + batch) ** 2).astype(np.int32), rng.random(batch) < 0.2
+        clicked = Lists(ids[batch:], lists)
+        made = batch_of(ids[:batch], clicked, Lists(np.empty(0, np.float32), lists[:, :0]), labels)
         started = time.perf_counter()
-        inputs.append(input_of(rows, step.model))
+        inputs.append(input_of(made, step.model))
         prepare.append(time.perf_counter() - started)
-    times, cpu = [], []
-    for number in range(1, repeats + 3):
-        started = time.process_time()
-        times.append(seconds(step, inputs[number % len(inputs)], number))
-        cpu.append(time.process_time() - started)
-    step_ms = 1000 * np.percentile(times[2:], [25, 50, 75])  # the first two trace and warm up
-    return {
+        rows.append({"target": ids[:batch], "history": clicked.padded([length], -1), "labels": labels.astype("f4")})
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        sides = start_peers(rows, width, Path(folder), peers, stack) if peers else {}
+        times: dict[str, list[float]] = {name: [] for name in ("ours", *sides)}
+        cpu = []
+        for number in range(1, repeats + 3):
+            started = time.process_time()
+            times["ours"].append(seconds(step, inputs[number % len(inputs)], number))
+            cpu.append(time.process_time() - started)
+            for name, side in sides.items():
+                times[name] += side.ask(steps=1)["seconds"]
+        found = {name: np.array(own[2:]) for name, own in times.items()}  # the first two trace and warm up
+        versions = next((side.ready["versions"] for side in sides.values()), {})
+    step_ms = 1000 * np.percentile(found["ours"], [25, 50, 75])
+    line = {
         "step_ms": round(float(step_ms[1]), 1),
         "step_ms_spread": np.round(step_ms[[0, 2]], 1).tolist(),
         "cpu_ms": round(1000 * float(np.median(cpu[2:])), 1),
         "samples_per_s": round(batch / step_ms[1] * 1000),
         "prepare_ms": round(1000 * float(np.median(prepare)), 1),
     }
+    if sides:
+        line |= {"peer_versions": versions}
+        line |= {f"{name}_step_ms": round(1000 * float(np.median(found[name])), 1) for name in sides}
+        fastest = min(sides, key=lambda name: np.median(found[name]))
+        line |= over_turns("ratio", found[fastest] / found["ours"])
+    return line
+
+
+def start_peers(
+    rows: list[dict[str, np.ndarray]], width: int, folder: Path, environment: Path, stack: ExitStack
+) -> dict[str, SideProcess]:
+    """Start FuxiCTR's DIN on the same rows, once with updates of all rows of its table, once with those of a batch."""
+    np.savez(folder / "rows.npz", **{name: np.stack([each[name] for each in rows]) for name in rows[0]})
+    program = [
+        str(python_of(environment)),
+        str(ROOT / "benchmarks" / "fuxictr_din_worker.py"),
+        str(folder / "rows.npz"),
+    ]
+    sides = {}
+    for name, sparse in (("fuxictr", False), ("fuxictr_sparse", True)):
+        shape = {
+            "rows": ITEMS,
+            "width": width,
+            "hidden": HIDDEN,
+            "attention_hidden": ATTENTION_HIDDEN,
+            "sparse": sparse,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(shape))
+        command = [*program, str(folder / f"{name}.json"), str(len(os.sched_getaffinity(0)))]
+        sides[name] = stack.enter_context(SideProcess(name, command))
+    return sides
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=32, help="speed: width of the embeddings")
     parser.add_argument("--fill", type=float, default=1.0, help="speed: share of the steps that exist")
     parser.add_argument("--repeats", type=int, default=9, help="speed: steps that are measured")
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="speed: folder of FuxiCTR's environment")
     parser.add_argument("--amp", action="store_true", help="speed: products in bfloat16")
     arguments = parser.parse_args(argv)
     if arguments.what == "planted":
@@ -184,9 +239,12 @@ def main(argv: list[str] | None = None) -> int:
                 report({"benchmark": "planted sequence", "what": what, "encoder": encoder, **rounded})
         return 0
     flags = ["--amp", "--amp_dtype", "bfloat16"] if arguments.amp else []
+    if not python_of(arguments.environment).is_file():
+        parser.error(f"{arguments.environment} is missing: make it with python -m benchmarks.quality --setup")
     for encoder in arguments.encoders or ["din"]:
         sizes = {name: getattr(arguments, name) for name in ("batch", "length", "width", "fill")}
-        found = speed(encoder, **sizes, repeats=arguments.repeats, flags=flags)
+        peers = arguments.environment if encoder == "din" else None
+        found = speed(encoder, **sizes, repeats=arguments.repeats, flags=flags, peers=peers)
         report({"benchmark": "sequence step", "encoder": encoder, **sizes, "amp": arguments.amp, **found})
     return 0
 
