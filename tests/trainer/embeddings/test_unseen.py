@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data.loading.batch import PAD, Batch, empty_batch
-from data.loading.lists import Lists, from_padded
+from data.loading.lists import Lists, from_padded, join_columns
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import Feature
+from data.spec.features import Feature, FeatureSequence
 from tests.data.sample_data import nested, random_rows, write_dataset
 from tests.data.scalar_hash import mix
 from trainer.cli import parse
@@ -191,6 +191,29 @@ def test_features_without_such_ids(spec):
     before = rows_of(spec)
     after = replaced(without, before)
     assert np.array_equal(before.onehot, after.onehot) and np.array_equal(before.numerical, after.numerical)
+
+
+def test_ids_of_sequences_are_replaced_like_those_of_other_lists(spec):
+    """The lists keep their lengths, and so stay aligned; the numbers of steps and ids without reserved ones stay."""
+    clicked, kind = replace(FEATURES["tags"], name="clicked"), replace(FEATURES["plain"], name="kind", max_hotness=3)
+    features = FEATURES | {"clicked": clicked, "kind": kind, "waited": Feature(name="waited")}
+    clicks = FeatureSequence("clicks", ("kind", "clicked", "waited"), length=HOTNESS)
+    spec = replace(spec, features=features, sequences=(clicks,))
+    before = rows_of(spec)
+    steps = Lists(before.id_lists.values + 1, before.id_lists.lengths)
+    waited = before.id_lists.astype(np.float32)
+    before = before._replace(id_lists=join_columns([before.id_lists, steps, steps]), number_lists=waited)
+    after = replaced(spec, before)
+    of = before.id_lists.cells() % 3  # tags, kind, clicked
+    changed = after.id_lists.values != before.id_lists.values
+    assert not changed[of == 1].any() and set(after.id_lists.values[changed & (of == 2)].tolist()) <= {1, 2}
+    for column in (0, 2):
+        assert abs(changed[of == column].mean() - SHARE) < 0.005
+    assert (changed[of == 0] != changed[of == 2]).any()  # drawn by themselves
+    np.testing.assert_array_equal(after.id_lists.lengths, before.id_lists.lengths)
+    np.testing.assert_array_equal(after.number_lists.values, waited.values)
+    only = replace(spec, features=features, channels={"label": ("click",)})
+    assert has_reserved_ids(only) and not has_reserved_ids(replace(only, sequences=()))
 
 
 def ids_by_row(folder: Any, workers: int, *flags: str) -> tuple[np.ndarray, np.ndarray]:

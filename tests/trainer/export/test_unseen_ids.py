@@ -22,7 +22,7 @@ def test_ids_out_of_range(unseen):
         ),
         (),
     )
-    ids, numerical, _ = matrices(layout, {name: tf.constant(values, tf.int32) for name, values in IDS.items()})
+    ids, numerical, *_ = matrices(layout, {name: tf.constant(values, tf.int32) for name, values in IDS.items()})
     users, tags = np.array(IDS["user"]), np.array(IDS["tags"])
     if unseen is None:
         expected = [np.where(users < 0, 5, users), tags]  # the lookup fails on 5
