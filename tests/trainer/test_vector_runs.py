@@ -5,14 +5,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+import yaml
 
+import preprocess
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from export import main as export
 from main import main
+from tests.data.test_vectors import RAW
 from tests.helpers import ROOT, make_dataset, metrics, must, words
 from trainer.checkpoint.load_model import load_model
 from trainer.export.ports import named_inputs
@@ -166,3 +170,24 @@ def test_onnx_files_predict_what_the_model_predicts(trained, kind, tmp_path):
     check_export(trained, load_onnx(file))
     if kind == "triton":
         assert 'name: "title_embedding"' in (out / "recommender" / "config.pbtxt").read_text()
+
+
+def test_raw_rows_are_predicted_with_their_vectors(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    items, vectors = [f"item {number}" for number in rng.integers(0, 9, 200)], rng.normal(size=(200, 3)).tolist()
+    table = pa.table({"click": rng.integers(0, 2, 200) * 1.0, "item": items, "title": pa.array(vectors)})
+    pq.write_table(table, tmp_path / "logs.parquet")
+    pq.write_table(table.slice(150), tmp_path / "new.parquet")
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(RAW))
+    data, models = tmp_path / "data", tmp_path / "models"
+    must(preprocess.main(["--input", str(tmp_path), "--output", str(data)]))
+    must(run(data, tmp_path))
+    must(run(data, tmp_path, "--raw", str(tmp_path / "new.parquet"), "--predict", str(tmp_path / "p.parquet")))
+    saved, spec = load_model(models / "model"), FeatureSpec.read(data / "feature_spec.yaml")
+    (batch,) = ParquetLoader(spec, "test", global_batch_size=50, shuffle=False).epoch(0)
+    np.testing.assert_allclose(batch.vectors, vectors[150:], rtol=1e-6)
+    expected = probabilities(saved, saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors))
+    found = pq.read_table(tmp_path / "p.parquet").column("prediction_click")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    must(export(["--model_dir", str(models), "--output", str(tmp_path / "out"), "--format", "savedmodel"]))
+    assert "no signature serving_raw: vectors (title) are read encoded" in capsys.readouterr().out
