@@ -24,7 +24,8 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"sequence.yaml", "shared_table.yaml", "two_labels.yaml", "vector.yaml", "weighted_lists.yaml", "with_map.yaml"}
+OWN |= {"sequence.yaml", "shared_table.yaml", "training_only.yaml", "two_labels.yaml", "vector.yaml"}
+OWN |= {"weighted_lists.yaml", "with_map.yaml"}
 
 
 def read(name: str) -> FeatureSpec:
@@ -99,3 +100,6 @@ def test_specifications_show_what_their_name_says() -> None:
     sequence = read("sequence.yaml")
     assert [each.encoder for each in sequence.sequences] == ["din", "mean"] and sequence.sequence_numbers
     assert [vector.dimension for vector in read("vector.yaml").vectors] == [16, 6]
+    training_only = read("training_only.yaml")
+    assert {feature.name: feature.serve for feature in training_only.training_only} == {"position": 0, "scrolled": 0}
+    assert [feature.combiner for feature in training_only.multihot] == ["mean"]
