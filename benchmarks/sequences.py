@@ -60,6 +60,7 @@ def batch_of(item: np.ndarray, clicked: Lists, ages: Lists, labels: np.ndarray) 
         id_lists=clicked,
         number_lists=ages,
         numerical=np.empty((rows, 0), np.float32),
+        vectors=np.empty((rows, 0), np.float32),
         labels=labels[:, np.newaxis].astype(np.float32),
         weights=np.ones(rows, np.float32),
         group=None,
@@ -126,7 +127,7 @@ def train_planted(
     new, logits = planted_rows(test, 2 * seed + 1, has_age=has_age)
     inputs = input_of(new, step.model)
     forward = compile_forward(step.model, test, xla=False)
-    scores = forward(inputs.lookups, inputs.numerical, inputs.sequences).numpy()[:, 0]
+    scores = forward(inputs.lookups, inputs.numerical, inputs.sequences, inputs.vectors).numpy()[:, 0]
     found, ceiling = auc(scores, new.labels[:, 0]), auc(logits, new.labels[:, 0])
     return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
 
