@@ -139,7 +139,8 @@ def train_planted(
     new, logits = planted_rows(test, 2 * seed + 1, has_age=has_age)
     inputs = input_of(new, step.model)
     forward = compile_forward(step.model, test, xla=False)
-    scores = forward(inputs.lookups, inputs.numerical, inputs.sequences, inputs.training_only).numpy()[:, 0]
+    others = inputs.numerical, inputs.sequences, inputs.vectors, inputs.training_only
+    scores = forward(inputs.lookups, *others).numpy()[:, 0]
     found, ceiling = auc(scores, new.labels[:, 0]), auc(logits, new.labels[:, 0])
     return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
 
