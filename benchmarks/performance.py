@@ -28,6 +28,8 @@ COMMANDS = {
     "peers": "python -m benchmarks.peers",
     "table_growth": "python -m benchmarks.table_growth",
     "embedding_step": "python -m benchmarks.embedding_step",
+    "sequences": "python -m benchmarks.sequences speed",
+    "planted_sequences": "python -m benchmarks.sequences planted",
     "exchange_bytes": "horovodrun -np 2 python -m benchmarks.exchange_bytes",
     "sharding_off": "horovodrun -np 2 python -m benchmarks.sharding",
     "sharding_on": "horovodrun -np 2 python -m benchmarks.sharding --shard_embeddings",

@@ -47,6 +47,11 @@ class Figure:
 STEP, PEERS = "training step over bare products", "training over public peers"
 GROWTH, SENT = "step with larger tables", "bytes sent over a dense all-reduce"
 MMOE, LAYER = "mmoe over perceptron", "dense_layer"
+SEQUENCE_STEP, PLANTED = "sequence step", "planted sequence"
+PLANTED_SETS = {
+    "step of a sequence": {"what": "similar step", "encoder": "din"},
+    "step of a sequence, weighted by its age": {"what": "similar step, age", "encoder": "din"},
+}
 EMBEDDINGS, LONG_LISTS = "embedding step", {"variant": "lists, max_hotness 100"}
 SHARDING = "sharded tables"
 EVALUATION, MEMORY = "evaluation over training", "memory of training"
@@ -76,6 +81,17 @@ FIGURES = (
         key="over_max_hotness_8",
     ),
     Figure("lists of 8 ids, max_hotness 100: samples/s ÷ FBGEMM samples/s", EMBEDDINGS, 2, where=LONG_LISTS),
+    Figure("DIN over 50 steps: samples/s ÷ samples/s of FuxiCTR's DIN", SEQUENCE_STEP, 2),
+    *(
+        Figure(
+            f"planted {what}, DIN: share of the way from AUC 0.5 to the best AUC",
+            PLANTED,
+            0.85,
+            where=where,
+            key="reached",
+        )
+        for what, where in PLANTED_SETS.items()
+    ),
     Figure("two workers: bytes sent ÷ bytes of a dense all-reduce", SENT, 0.15, at_least=False),
     Figure(
         "MMoE, 8 experts of 256 and 128: step time ÷ step time of a perceptron",

@@ -55,7 +55,7 @@ def test_columns_equal_an_independent_reading(tmp_path):
     check_rows(batch, pd.concat([pd.read_parquet(path) for path in spec.files("train")], ignore_index=True))
     check_rows(batch, frame)
     dtypes = [str(array.dtype) for array in batch[:-1] if isinstance(array, np.ndarray)]
-    assert dtypes == ["int32", *["float32"] * 4, "int64", "int64"]
+    assert dtypes == ["int32", *["float32"] * 4, "int64", "int64", "float32"]
     assert (batch.id_lists.values.dtype, batch.id_lists.lengths.dtype) == (np.int32, np.int32)
 
 
