@@ -50,8 +50,7 @@ else
   step "ruff format" "$bin/ruff" format --check --quiet .
   step "import-linter" "$bin/lint-imports" --no-cache
   step "mypy" "$bin/mypy"
-  # One pytest process more than CPUs, since tests wait for workers to start and to end; a file stays in one process,
-  # which shares its fixtures.
-  step "pytest" "$bin/python" -m pytest "${select[@]}" -n "$(($(nproc) + 1))" --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1 "$@"
+  # One pytest process per CPU; a file stays in one process, which shares its fixtures.
+  step "pytest" "$bin/python" -m pytest "${select[@]}" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=15 --durations-min=1 "$@"
 fi
 echo "== all passed: ${times}total $SECONDS s"
