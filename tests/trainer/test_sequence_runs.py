@@ -13,7 +13,7 @@ from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from export import main as export
 from main import main
-from tests.helpers import ROOT, make_dataset, metrics, must, words
+from tests.helpers import ROOT, left_to_all, make_dataset, metrics, must, words
 from trainer.checkpoint.load_model import load_model
 from trainer.export.ports import named_inputs
 from trainer.export.saved_model_folder import load_signatures
@@ -32,7 +32,7 @@ def run(data: Path, folder: Path, *more: str) -> int:
     return main([*(str(part) for place in places.items() for part in place), *FLAGS, *more])
 
 
-@pytest.fixture(scope="module", params=["din", "self_attention"])
+@pytest.fixture(scope="module", params=left_to_all(["din", "self_attention"], ["din"]))
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     text = (ROOT / "feature_specs" / "sequence.yaml").read_text()

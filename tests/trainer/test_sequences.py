@@ -298,7 +298,7 @@ def losses_of(model: RankingModel, batches: list[Rows], **options: object) -> li
     return [run(step, batch, number).item() for number, batch in enumerate(batches, start=1)]
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", left_to_all(ENCODERS, ("mean", "din")))
 def test_training_lowers_the_loss(name, batches):
     layout = encoded_by(name)
     losses = losses_of(make_model(layout=layout), [batches[0]] * 12)
@@ -321,7 +321,8 @@ def test_gradients_of_a_step_are_those_of_whole_tables(batches):
             np.testing.assert_allclose(dense, tf.convert_to_tensor(expected[path]), atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize(("name", "sharded"), [("din", False), ("din", True), ("self_attention", True)])
+@pytest.mark.parametrize("name", left_to_all(("din", "self_attention"), ("din",)))
+@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_three_workers_equal_one(name, sharded, batches):
     """Also batches of two rows, so that one of the workers has none, and no step."""
     layout = encoded_by(name)
@@ -346,7 +347,7 @@ def test_three_workers_equal_one(name, sharded, batches):
             np.testing.assert_allclose(variable.numpy(), other.numpy(), atol=1e-4, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("name", left_to_all(ENCODERS, ("din", "self_attention")))
+@pytest.mark.parametrize("name", left_to_all(ENCODERS, ("din",)))
 def test_the_step_compiles_to_the_same(name, batches):
     models = [make_model(layout=encoded_by(name)) for _ in range(2)]
     for model, xla in zip(models, (False, True), strict=True):
@@ -362,8 +363,15 @@ def test_xla_compiles_the_encoders(name):
     np.testing.assert_allclose(compiled(*arguments), encoder(*arguments), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["din", "self_attention"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("din", "bfloat16"),
+        ("self_attention", "float16"),
+        pytest.param("din", "float16", marks=pytest.mark.slow),
+        pytest.param("self_attention", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_mixed_precision_is_close_to_float32(name, dtype, batches):
     exact, mixed = (
         make_model(layout=encoded_by(name), compute_dtype=own, embedding_init_std=0.5) for own in ("float32", dtype)
@@ -377,7 +385,7 @@ def test_mixed_precision_is_close_to_float32(name, dtype, batches):
     assert logits.dtype == tf.float32 and np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("has_age", [False, True])
+@pytest.mark.parametrize("has_age", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_attention_finds_the_step_that_decides(has_age):
     """Planted rows: a step of the target's topic counts and, with ages, a recent one counts more."""
     sizes = {"train": 12_000, "test": 6_000, "epochs": 5, "has_age": has_age}

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from data.errors import DataError
+from tests.helpers import left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import (
     LAYOUT,
@@ -212,7 +213,7 @@ def test_the_step_compiles_to_the_same(batches):
     assert differences(*models) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", left_to_all(["bfloat16", "float16"], ["float16"]))
 def test_mixed_precision_is_close_to_float32(dtype, batches):
     flags = {"layout": VECTORS, "embedding_init_std": 0.5, "vector_units": 4}
     exact, mixed = (make_model(compute_dtype=own, **flags) for own in ("float32", dtype))
