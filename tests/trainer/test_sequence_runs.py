@@ -1,60 +1,33 @@
 """Runs of models with behavior sequences: training, resuming, evaluation, prediction, importance and exports."""
 
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
 
-from data.loading.loader import ParquetLoader
-from data.spec.feature_spec import FeatureSpec
 from export import main as export
-from main import main
-from tests.helpers import ROOT, left_to_all, make_dataset, metrics, must, words
+from tests.helpers import ROOT, left_to_all, metrics, must, words
+from tests.trainer.small_runs import ROWS, SmallRun, probabilities, run, train
 from trainer.checkpoint.load_model import load_model
 from trainer.export.ports import named_inputs
 from trainer.export.saved_model_folder import load_signatures
 from trainer.importance import permutation_of
 from trainer.importance_file import read_importance
 
-FLAGS = words(
-    "--deep_hidden_units 16 --attention_hidden_units 8 4 --attention_heads 2 --global_batch_size 64 "
-    "--eval_batch_size 100 --embedding_init_std 0.3 --cpu --recipe published --deterministic --num_epochs 2"
-)
-ROWS = 300
-
-
-def run(data: Path, folder: Path, *more: str) -> int:
-    places = {"--dataset_path": data, "--model_dir": folder / "models", "--results_dir": folder / "results"}
-    return main([*(str(part) for place in places.items() for part in place), *FLAGS, *more])
-
 
 @pytest.fixture(scope="module", params=left_to_all(["din", "self_attention"], ["din"]))
-def trained(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
+def encoder(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, tmp_path_factory) -> SmallRun:
+    folder = tmp_path_factory.mktemp(encoder)
     text = (ROOT / "feature_specs" / "sequence.yaml").read_text()
     spec = folder / "sequence.yaml"
-    spec.write_text(text.replace("encoder: din", f"encoder: {request.param}"))
-    data = make_dataset(folder, spec, rows=ROWS)
-    must(run(data, folder, "--keep_checkpoints", "9"))
-    saved = load_model(folder / "models" / "model")
-    read = FeatureSpec.read(data / "feature_spec.yaml")
-    (batch,) = ParquetLoader(read, "test", global_batch_size=ROWS, shuffle=False).epoch(0)
-    inputs, labels = saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors), batch.labels[:, 0]
-    return SimpleNamespace(folder=folder, data=data, saved=saved, inputs=inputs, labels=labels, encoder=request.param)
-
-
-def probabilities(saved, inputs) -> np.ndarray:
-    return tf.sigmoid(saved.model(*inputs)).numpy()[:, 0]
-
-
-def loss(trained, inputs) -> float:
-    """The mean log loss of the model folder's weights on these inputs."""
-    p = probabilities(trained.saved, inputs).astype(float)
-    return -np.mean(np.where(trained.labels > 0.5, np.log(p), np.log1p(-p)))
+    spec.write_text(text.replace("encoder: din", f"encoder: {encoder}"))
+    return train(spec, folder, *words("--attention_hidden_units 8 4 --attention_heads 2"))
 
 
 def test_predictions_are_those_of_the_model(trained, tmp_path):
@@ -77,16 +50,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path):
 
 def test_evaluation_measures_the_model(trained, tmp_path):
     must(run(trained.data, trained.folder, "--evaluate", "--results_dir", str(tmp_path)))
-    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(trained.loss(trained.inputs), abs=1e-5)
 
 
-def test_other_sequences_than_in_training_are_refused(trained, tmp_path, capsys):
+def test_other_sequences_than_in_training_are_refused(trained, encoder, tmp_path, capsys):
     text = (trained.data / "feature_spec.yaml").read_text()
     changes = {
-        f"encoder: {trained.encoder}": ("encoder: sum", f"encoder {trained.encoder}, order newest_last"),
+        f"encoder: {encoder}": ("encoder: sum", f"encoder {encoder}, order newest_last"),
         "order: newest_first": ("order: newest_last", "encoder mean, order newest_first"),
     }
-    if trained.encoder == "din":  # the default, which the written specification omits
+    if encoder == "din":  # the default, which the written specification omits
         changes = {"order: newest_first": changes["order: newest_first"]}
     for old, (new, message) in changes.items():
         other = tmp_path / "other.yaml"
@@ -104,7 +77,7 @@ def test_shorter_lists_of_training_hold_in_evaluation(trained, tmp_path):
     assert "max_hotness: 12" in text
     other.write_text(text.replace("max_hotness: 12", "max_hotness: 20"))
     must(run(trained.data, trained.folder, "--evaluate", "--fspec_file", "longer.yaml", "--results_dir", str(tmp_path)))
-    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(trained.loss(trained.inputs), abs=1e-5)
 
 
 def test_a_sequence_is_permuted_as_one(trained, tmp_path):
@@ -123,7 +96,7 @@ def test_a_sequence_is_permuted_as_one(trained, tmp_path):
         for name in sequence.numbers:
             numbers[:, layout.sequence_numbers[name]] = numbers[order][:, layout.sequence_numbers[name]]
         changed = trained.inputs._replace(ids=ids, numbers=numbers)
-        assert found[sequence.name] == pytest.approx(loss(trained, changed) - loss(trained, trained.inputs), abs=1e-5)
+        assert found[sequence.name] == pytest.approx(trained.loss(changed) - trained.loss(trained.inputs), abs=1e-5)
         assert abs(found[sequence.name]) > 1e-4
 
 

@@ -1,62 +1,34 @@
 """Runs of models with vectors: training, resuming, evaluation, prediction, importance and exports."""
 
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
 import yaml
 
 import preprocess
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from export import main as export
-from main import main
 from tests.data.test_vectors import RAW
-from tests.helpers import ROOT, left_to_all, make_dataset, metrics, must, words
+from tests.helpers import ROOT, left_to_all, metrics, must, words
+from tests.trainer.small_runs import ROWS, SmallRun, probabilities, run, train
 from trainer.checkpoint.load_model import load_model
 from trainer.export.ports import named_inputs
 from trainer.export.saved_model_folder import load_signatures
 from trainer.importance import permutation_of
 from trainer.importance_file import read_importance
 
-FLAGS = words(
-    "--deep_hidden_units 16 --global_batch_size 64 --eval_batch_size 100 --embedding_init_std 0.3 --cpu "
-    "--recipe published --deterministic --num_epochs 2 --deep_learning_rate 0.01"
-)
-ROWS = 300
 EMBEDDINGS = ("title_embedding", "image_embedding")
 
 
-def run(data: Path, folder: Path, *more: str) -> int:
-    places = {"--dataset_path": data, "--model_dir": folder / "models", "--results_dir": folder / "results"}
-    return main([*(str(part) for place in places.items() for part in place), *FLAGS, *more])
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vectors")
-    data = make_dataset(folder, ROOT / "feature_specs" / "vector.yaml", rows=ROWS)
-    must(run(data, folder, "--keep_checkpoints", "9", "--vector_units", "5"))
-    saved = load_model(folder / "models" / "model")
-    read = FeatureSpec.read(data / "feature_spec.yaml")
-    (batch,) = ParquetLoader(read, "test", global_batch_size=ROWS, shuffle=False).epoch(0)
-    inputs = saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors)
-    return SimpleNamespace(folder=folder, data=data, saved=saved, inputs=inputs, labels=batch.labels[:, 0])
-
-
-def probabilities(saved, inputs) -> np.ndarray:
-    return tf.sigmoid(saved.model(*inputs)).numpy()[:, 0]
-
-
-def loss(trained, inputs) -> float:
-    """The mean log loss of the model folder's weights on these inputs."""
-    p = probabilities(trained.saved, inputs).astype(float)
-    return -np.mean(np.where(trained.labels > 0.5, np.log(p), np.log1p(-p)))
+def trained(tmp_path_factory) -> SmallRun:
+    spec = ROOT / "feature_specs" / "vector.yaml"
+    return train(spec, tmp_path_factory.mktemp("vectors"), "--vector_units", "5")
 
 
 def test_predictions_are_those_of_the_model(trained, tmp_path):
@@ -85,7 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path):
 
 def test_evaluation_measures_the_model(trained, tmp_path):
     must(run(trained.data, trained.folder, "--evaluate", "--results_dir", str(tmp_path)))
-    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(trained.loss(trained.inputs), abs=1e-5)
 
 
 def test_vectors_are_known_by_name(trained, tmp_path):
@@ -95,7 +67,7 @@ def test_vectors_are_known_by_name(trained, tmp_path):
     other = trained.data / "turned.yaml"
     other.write_text(text.replace("[title_embedding, image_embedding]", "[image_embedding, title_embedding]"))
     must(run(trained.data, trained.folder, "--evaluate", "--fspec_file", "turned.yaml", "--results_dir", str(tmp_path)))
-    assert metrics(tmp_path)["loss_val"] == pytest.approx(loss(trained, trained.inputs), abs=1e-5)
+    assert metrics(tmp_path)["loss_val"] == pytest.approx(trained.loss(trained.inputs), abs=1e-5)
 
 
 def test_other_vectors_than_in_training_are_refused(trained, capsys):
@@ -124,7 +96,7 @@ def test_a_vector_is_permuted_as_one(trained, tmp_path):
     for name, columns in zip(EMBEDDINGS, (slice(0, 16), slice(16, 22)), strict=True):
         vectors = trained.inputs.vectors.copy()
         vectors[:, columns] = vectors[permutation_of(name, ROWS, 5), columns]
-        change = loss(trained, trained.inputs._replace(vectors=vectors)) - loss(trained, trained.inputs)
+        change = trained.loss(trained.inputs._replace(vectors=vectors)) - trained.loss(trained.inputs)
         assert found[name] == pytest.approx(change, abs=1e-5)
         assert abs(change) > 1e-4
 
@@ -137,7 +109,7 @@ def test_a_model_with_gates_is_measured(trained, tmp_path):
     must(run(trained.data, tmp_path, *words(flags)))
     saved = load_model(tmp_path / "models" / "model")
     assert metrics(tmp_path / "results")["loss_val"] == pytest.approx(
-        loss(SimpleNamespace(saved=saved, labels=trained.labels), trained.inputs), abs=1e-5
+        replace(trained, saved=saved).loss(trained.inputs), abs=1e-5
     )
 
 
