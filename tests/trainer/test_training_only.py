@@ -23,6 +23,7 @@ from tests.trainer.small_models import LAYOUT, Rows, make_batches, make_model, m
 from trainer.checkpoint.load_model import load_model
 from trainer.embeddings.shards import Shards
 from trainer.export.saved_model_folder import load_signatures
+from trainer.importance_file import read_importance
 from trainer.layout import TrainingOnly
 from trainer.models.step_context import StepContext
 from trainer.models.training_only import rows_of
@@ -209,6 +210,16 @@ def test_evaluation_sees_the_logged_positions(trained):
     chances = 1 / (1 + np.exp(-(logged["item"] / 5 - 1.2 * logged["position"])))
     best = -np.mean(np.where(logged["click"] == 1, np.log(chances), np.log1p(-chances)))
     assert metrics(trained / "results")["loss_val"] == pytest.approx(best, abs=0.02)
+
+
+def test_importance_is_that_for_predictions(trained, tmp_path):
+    must(run(trained / "data", trained, "--importance", str(tmp_path / "importance.json")))
+    [task] = read_importance(tmp_path / "importance.json").tasks
+    assert [feature.feature for feature in task.features] == ["item"]
+    served = pd.read_parquet(trained / "predictions.parquet")["prediction_click"].astype(float)
+    clicked = pd.read_parquet(trained / "data" / "test.parquet")["click"]
+    loss = -np.mean(np.where(clicked == 1, np.log(served), np.log1p(-served)))
+    assert task.intact["loss_val"] == pytest.approx(loss, abs=1e-5)
 
 
 def test_exports_take_no_position_and_serve_the_constant(trained, tmp_path):
