@@ -190,7 +190,10 @@ class ModelOptions(Section):
     )
     training_only_embedding_dim: int = option(8, "width of the embeddings in that tower", at_least=1)
     training_only_dropout: float = option(
-        0.1, "share of the training rows in which that tower sees what predictions are served with", at_least=0, below=1
+        0.1,
+        "share of the training rows in which that tower sees the values of `serve` instead of the logged ones",
+        at_least=0,
+        below=1,
     )
     attention_heads: int = option(4, "heads of a sequence with `encoder: self_attention`", at_least=1)
     vector_norm: Literal["layer", "none"] = option(

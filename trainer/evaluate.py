@@ -34,7 +34,7 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
 
     Returns:
         A function of what the ids of a batch look up, its numerical features [batch, numerical] float32, the steps of
-        its sequences, its vectors [batch, vector columns] float32 and its features known in training alone (see
+        its sequences, its vectors [batch, vector columns] float32 and its features known only in training (see
         `RankingModel.logits`), that returns the logits, [batch, outputs] float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.

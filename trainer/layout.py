@@ -84,7 +84,7 @@ class SequenceInput:
 
 @dataclass(frozen=True)
 class TrainingOnly:
-    """The features that are known in training alone, those with ids first.
+    """The features that are known only in training, those with ids first.
 
     Attributes:
         names: names of the features.
@@ -178,7 +178,7 @@ class InputSchema:
         numerical: names of the numerical features, those of sequences excepted.
         sequences: the sequences.
         vectors: the vectors.
-        training_only: the features that are known in training alone, which are none of the others.
+        training_only: the features that are known only in training, which are none of the others.
     """
 
     categorical: tuple[CategoricalInput, ...]
@@ -335,7 +335,7 @@ class InputSchema:
 
 
 def training_only_of(values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return features known in training alone, [batch, features] float32, as a step takes them: empty without any."""
+    """Return features known only in training, [batch, features] float32, as a step takes them: empty without any."""
     return (values,) if values.shape[1] else ()
 
 
@@ -393,7 +393,7 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
 
 
 def _training_only(spec: FeatureSpec) -> TrainingOnly:
-    """Return the layout of the features known in training alone."""
+    """Return the layout of the features known only in training."""
     with_ids = [feature for feature in spec.training_only if spec.channel_of[feature.name] == ONEHOT]
     return TrainingOnly(
         names=tuple(feature.name for feature in spec.training_only),

@@ -41,7 +41,7 @@ class StepInput(NamedTuple):
         vectors: the vectors side by side, [batch, vector columns] float32.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
         sequences: the steps of each sequence.
-        training_only: features known in training alone, [batch, features] float32, if there are any; otherwise empty.
+        training_only: features known only in training, [batch, features] float32, if there are any; otherwise empty.
     """
 
     lookups: tuple[Lookups[tf.Tensor], ...]

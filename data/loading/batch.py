@@ -59,9 +59,9 @@ class Batch(NamedTuple):
         weights: [batch] float32 sample weights; 1 if the dataset has no such column, 0 for padding.
         group: [batch] int64 values of the map feature, or None if they were not requested.
         rows: [batch] int64 positions of the rows in the dataset (files in order), PAD for padding.
-        training_only: [batch, features known in training alone] float32, ids and numbers in the order of
-            `FeatureSpec.training_only`, or what they are served with if the rows are to be predicted or the mapping
-            lacks them.
+        training_only: [batch, features known only in training] float32, ids and numbers in the order of
+            `FeatureSpec.training_only`; the constants of predictions if the rows are to be predicted or the mapping
+            lacks the columns.
         extra: one [batch] array per requested extra column, in its stored dtype (object for text); 0 or None for
             padding.
     """

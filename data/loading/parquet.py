@@ -467,7 +467,7 @@ def _without_needed_labels(columns: Sequence[BatchColumn], chunks: Sequence[Chun
 
 
 def _without_served(columns: Sequence[BatchColumn], chunks: Sequence[Chunk], *, is_served: bool) -> list[BatchColumn]:
-    """Drop the features known in training alone if the rows are served, or the mapping lacks them."""
+    """Drop the features known only in training if the rows are served, or the mapping lacks them."""
     held = set() if is_served else {name for chunk in chunks for name in chunk.features}
     return [column for column in columns if column.field != "training_only" or column.name in held]
 

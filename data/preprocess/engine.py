@@ -183,7 +183,7 @@ def encode_new(
     """
     resources, log = resources or Resources(), log or StageLog("preprocess")
     spec = _spec_of_new_rows(workflow, inputs, keep)
-    # What is known in training alone is not read: predictions take a constant in its place.
+    # What is known only in training is not read: predictions take a constant in its place.
     served = {name for name, raw in spec.features.items() if raw.serve is not None}
     spec = _without(spec, served)
     encoders = {name: encoder for name, encoder in load_encoders(workflow).items() if name not in served}
@@ -358,7 +358,7 @@ class _Writer:
         return features
 
     def _served(self, name: str) -> float | None:
-        """Return what predictions take for a feature that is known in training alone, encoded; None for others.
+        """Return what predictions take for a feature that is known only in training, encoded; None for others.
 
         Raises:
             DataError: if the encoder does not know the value.

@@ -206,7 +206,7 @@ class FeatureSpec:
 
     @property
     def onehot(self) -> tuple[Feature, ...]:
-        """Features with exactly one id per row, except for those known in training alone."""
+        """Features with exactly one id per row, except for those known only in training."""
         return tuple(feature for feature in self.channel(ONEHOT) if feature.serve is None)
 
     @property
@@ -263,12 +263,12 @@ class FeatureSpec:
 
     @property
     def numerical(self) -> tuple[Feature, ...]:
-        """Features with one number per row, except for those known in training alone."""
+        """Features with one number per row, except for those known only in training."""
         return tuple(feature for feature in self.channel(NUMERICAL) if feature.serve is None)
 
     @property
     def training_only(self) -> tuple[Feature, ...]:
-        """Features known in training alone: those with one id per row, then those with one number."""
+        """Features known only in training: those with one id per row, then those with one number."""
         known = (feature for channel in SERVE_CHANNELS for feature in self.channel(channel))
         return tuple(feature for feature in known if feature.serve is not None)
 

@@ -45,7 +45,7 @@ DIMENSION = "dimension"
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 SERVE = "serve"
 SERVE_CHANNELS = (ONEHOT, NUMERICAL)
-# A feature known in training alone has a dense table, whose rows are all updated in every step.
+# A feature known only in training has a dense table, whose rows are all updated in every step.
 MAX_SERVE_CARDINALITY = 10_000
 LABEL_KEYS = ("task", "loss_weight", "positive_weight", "tweedie_power", "given", "missing")
 NEGATIVE_RATE = "negative_rate"
@@ -85,7 +85,7 @@ class Feature:
         oov_buckets: number of ids over which unseen values are spread, from `unseen_id` on; None for 1.
         unseen_with: name of the one-hot feature that is made from the same raw column as this numerical feature.
         unseen_value: value of this feature for a value of that column unseen in training.
-        serve: value that a feature known in training alone, such as the position of an ad, has in predictions; None
+        serve: value that a feature known only in training, such as the position of an ad, has in predictions; None
             for a feature that predictions know.
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.

@@ -154,7 +154,7 @@ def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iter
 
 
 def check_serve(parts: Parts) -> Iterator[Problem]:
-    """Checks the constants that features known in training alone are served with, and that other inputs exist."""
+    """Checks the constants of features known only in training, and that there are other inputs."""
     channel_of = parts.channel_of()
     served = [feature for feature in parts.features.values() if feature.serve is not None]
     for feature in served:

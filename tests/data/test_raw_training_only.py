@@ -1,4 +1,4 @@
-"""Raw features that are known in training alone: their constants are encoded, and new rows do not have the columns."""
+"""Raw features that are known only in training: their constants are encoded, and new rows do not have the columns."""
 
 from pathlib import Path
 from typing import Any

@@ -60,7 +60,7 @@ REPORTED_WHERE_CHANGED = [
     # The combiner.
     ("feature_spec.genres.combiner", "max", "is the string 'max'; write one of sum, mean"),
     ("feature_spec.user.combiner", "mean", "is only for multihot_categorical and the feature is in onehot_categorical"),
-    # Features known in training alone.
+    # Features known only in training.
     ("feature_spec.user.serve", 2.5, "is 2.5, and ids are whole numbers in [0,"),
     ("feature_spec.user.serve", -1, "is -1, and ids are whole numbers in [0,"),
     ("feature_spec.genres.serve", 1, "is only for onehot_categorical and numerical, and the feature is in multihot_"),
@@ -192,7 +192,7 @@ ALLOWED = {
     "keys of a list column at a feature in no channel": {
         "feature_spec.note": {"dtype": "int64", "cardinality": 5, "max_hotness": 2, "embedding_dim": 4}
     },
-    "a feature known in training alone that only train has": {
+    "a feature known only in training that only train has": {
         "feature_spec.age.serve": -0.5,
         "source_spec.test[0].features": [name for name in (*COLUMNS, "session") if name != "age"],
     },

@@ -1,4 +1,4 @@
-"""Features that are known in training alone: what they add in training, and what predictions are served with."""
+"""Features that are known only in training: what they add there, and the constants that predictions take."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def draw_values(rows: int, seed: int = 0) -> np.ndarray:
 
 
 class WithValues(NamedTuple):
-    """The rows of a batch, with features known in training alone."""
+    """The rows of a batch, with features known only in training."""
 
     ids: tf.Tensor
     numerical: tf.Tensor

@@ -30,7 +30,7 @@ class FeatureEntry:
         wide: whether a categorical feature is in the wide part "only" or "no", unless it is in both parts.
         weights: name of the column with the weights of a multi-hot feature's ids.
         combiner: how the deep part pools a multi-hot feature's ids, if the feature states it.
-        serve: value in predictions of a feature that is known in training alone.
+        serve: value in predictions of a feature that is known only in training.
         dimension: number of values of a vector.
     """
 

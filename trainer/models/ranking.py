@@ -29,7 +29,7 @@ class RankingModel(keras.Model):
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
     Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
     one number each, which only the network sees, as it does the vectors, normalized and projected. A tower of features
-    that are known in training alone adds its own logits.
+    that are known only in training adds its own logits.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
@@ -97,7 +97,7 @@ class RankingModel(keras.Model):
 
     @property
     def deep_weights(self) -> list[keras.Variable]:
-        """Trainable weights below, of and beside the network."""
+        """All trainable weights except for the tables and the wide part."""
         layers = [self.sequences, self.vectors, self.interaction, *self._network_layers]
         layers += [] if self.training_only is None else [self.training_only]
         return [weight for layer in layers for weight in layer.trainable_variables]
@@ -125,7 +125,7 @@ class RankingModel(keras.Model):
         )
 
     def training_only_specs(self, rows: int | None) -> tuple[tf.TensorSpec, ...]:
-        """Returns the types of the features known in training alone, if there are any; `rows` as above."""
+        """Returns the types of the features known only in training, if there are any; `rows` as above."""
         features = len(self.layout.training_only.names)
         return (tf.TensorSpec([rows, features], tf.float32),) if features else ()
 
@@ -172,8 +172,8 @@ class RankingModel(keras.Model):
             numerical: [batch, numerical] float32.
             sequences: the steps of each sequence.
             vectors: [batch, vector columns] float32; not needed if there are none.
-            training_only: features known in training alone, [batch, features] float32; empty for what predictions are
-                served with.
+            training_only: features known only in training, [batch, features] float32; empty for the constants of
+                predictions.
             context: None outside training.
 
         Returns:

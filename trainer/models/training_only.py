@@ -1,4 +1,4 @@
-"""The tower of features that are known in training alone, such as the position at which an ad was shown."""
+"""The tower of features that are known only in training, such as the position at which an ad was shown."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from trainer.seeds import seed_of
 class TrainingOnlyTower(keras.layers.Layer):
     """A shallow tower whose logits are added to those of the model (Zhao et al., RecSys 2019, section 4.3).
 
-    It learns how much such features as the position contribute to the labels, so that the rest of the model does not
-    have to. In training, a row is served like a prediction with the probability --training_only_dropout: as in the
-    paper, the tower must not explain everything.
+    It learns what features such as the position contribute to the labels, so that the rest of the model does not have
+    to. During training, a row takes the constants of predictions with probability --training_only_dropout, as in the
+    paper, so that the tower does not explain everything.
 
     Args:
         features: the features.
@@ -35,7 +35,7 @@ class TrainingOnlyTower(keras.layers.Layer):
 
     @property
     def served(self) -> tf.Tensor:
-        """What predictions are served with, [1, features] float32."""
+        """The constants that predictions take, [1, features] float32."""
         return tf.constant([self.features.serve], tf.float32)
 
     def build(self, values_shape: tuple[int | None, int]) -> None:

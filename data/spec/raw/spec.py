@@ -272,7 +272,7 @@ class RawFeature:
         rule: how raw values become values of the dataset.
         keep: which items of a list longer than `max_hotness` are kept: for a sequence the newest ones.
         computed: history or count that the values come from, or None.
-        serve: raw value that predictions take, as text, of a feature that is known in training alone; None for others.
+        serve: raw value that predictions take, as text, of a feature that is known only in training; None for others.
     """
 
     feature: Feature
