@@ -97,6 +97,26 @@ def write_files(folder: Path, prefix: str, table: pa.Table, files: Sequence[Sequ
     return names
 
 
+def write_chunks(
+    folder: Path,
+    table: pa.Table,
+    files: Sequence[Sequence[int]],
+    own: Sequence[str],
+    apart: Sequence[Sequence[int]] | None,
+) -> list[tuple[list[str], list[str]]]:
+    """The chunks (features, files) of a table; the columns `own` are in files of their own with the row groups `apart`.
+
+    If these are not given, all columns are in the same files.
+    """
+    if apart is None:
+        return [(table.column_names, write_files(folder, "part", table, files))]
+    rest = table.drop_columns(list(own))
+    return [
+        (rest.column_names, write_files(folder, "rest", rest, files)),
+        (list(own), write_files(folder, "own", table.select(own), apart)),
+    ]
+
+
 def dataset_spec(folder: Path, chunks: Sequence[tuple[Sequence[str], Sequence[str]]], **changes: Any) -> FeatureSpec:
     """The specification of chunks (features, files), which serve both mappings; a change of None drops a feature."""
     dropped = [name for name, entry in changes.items() if entry is None]

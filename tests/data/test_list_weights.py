@@ -30,6 +30,7 @@ from tests.data.sample_data import (
     decoded,
     nested,
     random_rows,
+    write_chunks,
     write_dataset,
     write_files,
 )
@@ -67,12 +68,8 @@ def write_weighted(
     **changes: Any,
 ) -> FeatureSpec:
     """A dataset of the rows; the weights are in files of their own with the row groups `apart`, if these are given."""
-    table, features = arrow_table(frame, TYPES | (types or {})), [*FEATURES, *WEIGHTS]
-    chunks = [(features, write_files(folder, "part", table, files))]
-    if apart is not None:
-        own = write_files(folder, "weights", table.select(WEIGHTS), apart)
-        rest = write_files(folder, "rest", table.drop_columns(WEIGHTS), files)
-        chunks = [(list(FEATURES), rest), (WEIGHTS, own)]
+    table = arrow_table(frame, TYPES | (types or {}))
+    chunks = write_chunks(folder, table, files, WEIGHTS, apart)
     return dataset_spec(folder, chunks, **(CHANGES | changes))
 
 

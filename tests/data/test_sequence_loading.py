@@ -23,14 +23,13 @@ from data.loading.parquet import ParquetReader
 from data.loading.part import Part
 from data.spec.feature_spec import FeatureSpec
 from tests.data.sample_data import (
-    FEATURES,
     arrow_table,
     check_pads,
     dataset_spec,
     decoded,
     nested,
     random_rows,
-    write_files,
+    write_chunks,
 )
 from tests.data.test_loader import small_windows
 
@@ -79,14 +78,8 @@ def write_sequences(
     **changes: Any,
 ) -> FeatureSpec:
     """A dataset of the rows; `clicked_age` and `seen` are in files of their own, if their row groups are given."""
-    table, features, own = arrow_table(frame, TYPES | (types or {})), [*FEATURES, *STEPS], ["clicked_age", "seen"]
-    chunks = [(features, write_files(folder, "part", table, files))]
-    if apart is not None:
-        rest = [name for name in features if name not in own]
-        chunks = [
-            (rest, write_files(folder, "rest", table.drop_columns(own), files)),
-            (own, write_files(folder, "own", table.select(own), apart)),
-        ]
+    table = arrow_table(frame, TYPES | (types or {}))
+    chunks = write_chunks(folder, table, files, ["clicked_age", "seen"], apart)
     document = dataset_spec(folder, chunks, **(STEPS | changes)).to_dict()
     document["channel_spec"]["sequence"] = {
         "clicks": {"features": CLICKS, "target": ["item"], "order": order},

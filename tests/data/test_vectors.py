@@ -35,7 +35,14 @@ from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from tests.data import csv_documents
 from tests.data.raw_spec_samples import raw_problems
-from tests.data.sample_data import FEATURES, arrow_table, check_pads, check_rows, dataset_spec, random_rows, write_files
+from tests.data.sample_data import (
+    arrow_table,
+    check_pads,
+    check_rows,
+    dataset_spec,
+    random_rows,
+    write_chunks,
+)
 from tests.data.sample_specs import GONE, changed, check_only_problem, problems_of
 from tests.data.test_loader import small_windows
 
@@ -119,14 +126,8 @@ def write_vectors(
     **changes: Any,
 ) -> FeatureSpec:
     """A dataset of the rows; `title` is in files of its own, if their row groups are given."""
-    table, features = arrow_table(frame, TYPES | (types or {})), [*FEATURES, *VECTORS]
-    chunks = [(features, write_files(folder, "part", table, files))]
-    if apart is not None:
-        rest = [name for name in features if name != "title"]
-        chunks = [
-            (rest, write_files(folder, "rest", table.drop_columns(["title"]), files)),
-            (["title"], write_files(folder, "own", table.select(["title"]), apart)),
-        ]
+    table = arrow_table(frame, TYPES | (types or {}))
+    chunks = write_chunks(folder, table, files, ["title"], apart)
     document = dataset_spec(folder, chunks, **(VECTORS | changes)).to_dict()
     document["channel_spec"]["vector"] = ["image", "title"]
     return FeatureSpec.from_dict(document, folder)
