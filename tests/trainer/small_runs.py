@@ -1,9 +1,11 @@
 """Small runs of main.py on random rows of a specification, and the models that they leave behind."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from data.loading.loader import ParquetLoader
@@ -42,6 +44,20 @@ class SmallRun:
         """The mean log loss of the model folder's weights on these inputs."""
         p = probabilities(self.saved, inputs).astype(float)
         return -np.mean(np.where(self.labels > 0.5, np.log(p), np.log1p(-p)))
+
+    def predicted(self, folder: Path) -> np.ndarray:
+        """The probabilities that --predict writes for the rows of the mapping test, in their order, [rows]."""
+        must(run(self.data, self.folder, "--predict", str(folder / "predictions.parquet")))
+        found = pq.read_table(folder / "predictions.parquet").to_pydict()
+        assert found["row"] == list(range(ROWS))
+        return np.array(found["prediction_click"])
+
+    def resumed(self, folder: Path) -> LoadedModel:
+        """The model of another run, in the folder, that resumes at the first checkpoint."""
+        shutil.copytree(self.folder / "models", folder / "models")
+        first = min((folder / "models" / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+        must(run(self.data, folder, "--use_checkpoint", "--checkpoint", str(first)))
+        return load_model(folder / "models" / "model")
 
 
 def run(data: Path, folder: Path, *more: str) -> int:

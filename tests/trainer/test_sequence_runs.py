@@ -1,15 +1,11 @@
 """Runs of models with behavior sequences: training, resuming, evaluation, prediction, importance and exports."""
 
-import shutil
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from export import main as export
 from tests.helpers import ROOT, left_to_all, metrics, must, words
 from tests.trainer.small_runs import ROWS, SmallRun, probabilities, run, train
-from trainer.checkpoint.load_model import load_model
 from trainer.export.ports import named_inputs
 from trainer.export.saved_model_folder import load_signatures
 from trainer.importance import permutation_of
@@ -31,19 +27,14 @@ def trained(encoder, tmp_path_factory) -> SmallRun:
 
 
 def test_predictions_are_those_of_the_model(trained, tmp_path):
-    must(run(trained.data, trained.folder, "--predict", str(tmp_path / "p.parquet")))
-    found = pq.read_table(tmp_path / "p.parquet").to_pydict()
-    expected = probabilities(trained.saved, trained.inputs)
-    assert found["row"] == list(range(ROWS)) and expected.std() > 0.01
-    np.testing.assert_allclose(found["prediction_click"], expected, atol=1e-5)
+    found = trained.predicted(tmp_path)
+    np.testing.assert_allclose(found, probabilities(trained.saved, trained.inputs), atol=1e-5)
+    assert found.std() > 0.01
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path):
     whole = {name: weight.numpy() for name, weight in trained.saved.model.weights_by_name.items()}
-    shutil.copytree(trained.folder / "models", tmp_path / "models")
-    first = min((tmp_path / "models" / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
-    must(run(trained.data, tmp_path, "--use_checkpoint", "--checkpoint", str(first)))
-    resumed = load_model(tmp_path / "models" / "model").model.weights_by_name
+    resumed = trained.resumed(tmp_path).model.weights_by_name
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name].numpy(), value, err_msg=name)
 

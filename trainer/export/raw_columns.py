@@ -238,10 +238,10 @@ class RawLayout:
         """
         if model.sequences:
             names = ", ".join(sequence.name for sequence in model.sequences)
-            raise NotFromRaw(f"sequences ({names}) are read encoded; encode their lists as preprocess.py does")
+            raise NotFromRaw(f"it cannot encode sequences ({names}) yet")
         if model.vectors:
             names = ", ".join(vector.name for vector in model.vectors)
-            raise NotFromRaw(f"vectors ({names}) are read encoded")
+            raise NotFromRaw(f"it cannot take vectors ({names}) yet")
         needed = encoders_of(model, encoders)
         columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
         hashed = {
