@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.sequences import train_planted
-from tests.helpers import left_to_all
+from data.spec.feature_spec import FeatureSpec
+from tests.helpers import ROOT, left_to_all
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import (
     HISTORY,
@@ -25,7 +26,7 @@ from tests.trainer.small_models import (
 from trainer.embeddings.shards import Shards
 from trainer.evaluate import compile_forward
 from trainer.export.raw_columns import NotFromRaw, RawLayout
-from trainer.layout import CategoricalInput, InputSchema, SequenceInput
+from trainer.layout import CategoricalInput, InputSchema, SequenceInput, input_schema
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
 from trainer.models.ranking import RankingModel
@@ -396,3 +397,11 @@ def test_attention_finds_the_step_that_decides(has_age):
 def test_exports_that_take_raw_columns_refuse_sequences():
     with pytest.raises(NotFromRaw, match=r"cannot encode sequences \(clicks, views\) yet"):
         RawLayout.of(HISTORY, {})
+
+
+def test_the_layout_is_that_of_the_specification():
+    spec = FeatureSpec.read(ROOT / "feature_specs" / "sequence.yaml")
+    clicks, views = input_schema(spec, dict.fromkeys((feature.name for feature in spec.categorical), 4)).sequences
+    features, targets = ("clicked_item", "clicked_category"), ("item", "category")
+    assert clicks == SequenceInput("clicks", 12, "din", features, ("clicked_age",), targets, newest_first=False)
+    assert views == SequenceInput("views", 6, "mean", ("viewed_page",), ("seconds_viewed",), newest_first=True)
