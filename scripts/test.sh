@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Sets up the environment if necessary, then runs all checks: style, types, tests.
 # usage: test.sh [--all | --faults] [PYTEST ARGUMENT ...]
-# --all adds the slow tests and repeats every fault as often as docs/reliability.md states. --faults runs only the fault
-# tests and regenerates the table of that page from their results. Tests on real data read the folder RECIPE_TEST_DATA
-# (default: ../shared/data next to the checkout) and are skipped if it does not exist.
+# --all adds the slow tests, draws new examples for the property tests and repeats every fault as often as
+# docs/reliability.md states. --faults runs only the fault tests and regenerates the table of that page from their
+# results. Tests on real data read the folder RECIPE_TEST_DATA (default: ../shared/data next to the checkout) and are
+# skipped if it does not exist.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,7 +29,7 @@ faults() { # [PYTEST ARGUMENT ...]   Writes the table even if tests fail: it sho
   return $((passed + recorded))
 }
 
-select=(-m "not slow")
+select=(-m "not slow" --hypothesis-profile=repeatable)
 only=
 case ${1:-} in
   --all) select=(); export RECIPE_FAULTS=whole; shift ;;

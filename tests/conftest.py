@@ -5,6 +5,10 @@ import sys
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# A change is checked with the same examples everywhere; without this profile, every run draws new ones.
+settings.register_profile("repeatable", derandomize=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -134,9 +134,11 @@ def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Viola
 def _is_plain(data: bytes, num_columns: int) -> bool:
     """Returns whether Arrow parses these lines like the slow path.
 
-    It does not for stray carriage returns, empty lines of several columns, hexadecimal numbers (which Arrow accepts)
-    and quotes inside cells.
+    It does not for stray carriage returns, empty lines of several columns, hexadecimal numbers (which Arrow accepts),
+    quotes inside cells, and a first cell that begins with U+FEFF (which Arrow drops as a byte order mark).
     """
+    if data.startswith(BYTE_ORDER_MARK):
+        return False
     has_empty_line = num_columns > 1 and (data.startswith(b"\n") or b"\n\n" in data)
     has_hexadecimal = b"0x" in data or b"0X" in data
     return not (b"\r" in data or has_empty_line or has_hexadecimal or _has_quote_within_cell(data))

@@ -45,11 +45,15 @@ def read_rows(spec, mapping):
 
 
 def as_csv(rows, names):
-    """Rows as Python's csv module writes them, a list as Python prints it."""
+    """Rows as Python's csv module writes them, a list as Python prints it.
+
+    A first cell that begins with a byte order mark would pass for the file's own, so the file gets one of its own then.
+    """
     text = io.StringIO()
     cells = (["" if row[name] is None else str(row[name]) for name in names] for row in rows)
     csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
+    content = text.getvalue()
+    return "\ufeff" + content if content.startswith("\ufeff") else content
 
 
 def float32s(**limits):
@@ -105,6 +109,17 @@ def test_column_groups_are_joined(tmp_path_factory, data):
     for mapping in ("train", "test"):
         assert read_rows(spec, mapping) == rows
         assert spec.chunks(mapping)[0].features == tuple(name for names in groups for name in names)
+
+
+@pytest.mark.parametrize("note", ["", "a", "\ufeff", "\ufeffa"])
+def test_a_byte_order_mark_belongs_to_the_file_only_at_its_start(tmp_path, note):
+    names = ["note", *(name for name in NAMES if name != "note")]
+    row = {"clicked": 1, "bought": None, "user": 3, "genres": [], "age": 0.5, "price": 0.25, "weight": 1.0,
+           "note": note, "session": 4}  # fmt: skip
+    content = as_csv([row, row], names)
+    chunks = [chunk(names, ["0.csv"])]
+    path = write_csv_dataset(tmp_path, {"0.csv": content}, document({"train": chunks, "test": chunks}))
+    assert read_rows(convert(path, tmp_path / "out"), "train") == [row, row]
 
 
 def test_unequal_blocks_stay_aligned(tmp_path, monkeypatch):
