@@ -12,7 +12,7 @@ import pyarrow.csv as arrow_csv
 
 from data.errors import DataError, listed, nearest, shown
 from data.raw.cells import TEXT, CellError, as_table, combined, convert, trimmed
-from data.raw.text import UTF8_FIX, Records, ahead, find_line, open_text
+from data.raw.text import BYTE_ORDER_MARK, UTF8_FIX, Records, ahead, find_line, open_text
 from data.spec.raw.spec import RawChunk, Reading
 
 # Arrow parses parts of this size in parallel; larger ones leave the cache.
@@ -150,6 +150,8 @@ class _CsvParser:
     def _parse_arrow(self, data: bytes) -> dict[str, pa.Array]:
         included = self._included()
         quote = self.records.quote.decode() if self.records.quote else False
+        if data.startswith(BYTE_ORDER_MARK):
+            data = BYTE_ORDER_MARK + data  # the first cell begins with it; Arrow drops one in front of any data
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
             arrow_csv.ReadOptions(column_names=self.names, block_size=PARSED_BYTES),

@@ -621,6 +621,18 @@ def test_line_of_a_mistake_in_any_block(tmp_path: Path) -> None:
             read(tmp_path, chunk, [INT], 7)
 
 
+@pytest.mark.parametrize("rows_per_block", [1, 2, 1000])
+@pytest.mark.parametrize("has_mark", [True, False])
+def test_a_byte_order_mark_belongs_to_the_file_only_at_its_start(
+    tmp_path: Path, has_mark: bool, rows_per_block: int
+) -> None:
+    cells = ["\ufeff", "\ufeffx", "x", "\ufeff\ufeffx"]
+    mark = "\ufeff" if has_mark else ""
+    text = Reading("a", "a", "string")
+    chunk = written(tmp_path, mark + "a,b\n" + "".join(f"{cell},1\n" for cell in cells), HEADED)
+    assert read(tmp_path, chunk, [text], rows_per_block)["a"].to_pylist() == cells
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
