@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
-from tests.helpers import ROOT, make_dataset, metrics, must, words
+from tests.helpers import ROOT, left_to_all, make_dataset, metrics, must, words
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.checkpoint.load_model import load_model
 from trainer.checkpoint.store import CheckpointStore
@@ -236,7 +236,7 @@ def rare(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("negatives", ["weights", "logit"])
+@pytest.mark.parametrize("negatives", left_to_all(["weights", "logit"], ["logit"]))
 def test_probabilities_are_calibrated_after_negatives_were_left_out(rare, tmp_path, negatives, capfd):
     # Batches of a fifth of the rows: with small ones, the last steps at a constant rate move the mean prediction.
     sizes = ["--global_batch_size", 700, "--eval_batch_size", 20_000, "--optimizer", "adam"]

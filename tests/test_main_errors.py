@@ -302,6 +302,7 @@ def test_long_label_check_shows_its_progress(dataset, tmp_path, capsys, monkeypa
     assert counted == (list(range(1, len(spec.inputs))) if is_shown else [])
 
 
+@pytest.mark.slow
 @pytest.mark.horovod
 def test_two_workers_report_wrong_labels_once(copy, tmp_path):
     set_column(copy, "liked", 0)

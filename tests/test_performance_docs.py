@@ -81,6 +81,7 @@ def test_lines_of_removed_benchmarks_are_dropped(tmp_path):
     assert read_lines(tmp_path / "lines.jsonl") == [STEP, memory]
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_lines_of_json():
     command = [sys.executable, "-m", "benchmarks.loader_speed", "--rows", "3000", "--batch", "256", "--repeats", "2"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True)

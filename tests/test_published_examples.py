@@ -78,6 +78,7 @@ def array(model: Path, name: str, place: int = -1) -> np.ndarray:
     return np.load(file)
 
 
+@pytest.mark.slow
 def test_byterec_reports_every_task(samples):
     rows = pq.read_table(samples / "byterec.parquet").to_pandas()
     assert list(rows) == ["row", "label_finish", "prediction_finish", "label_like", "prediction_like"]

@@ -103,6 +103,7 @@ def test_training_on_encoded_data(tmp_path):
     assert events[-1]["code"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.horovod
 def test_outbrain_from_raw_tables_to_a_model_and_new_rows(tmp_path):
     blocks = [*bash_blocks("README.md", "Outbrain"), *bash_blocks("README.md", "Serving")]

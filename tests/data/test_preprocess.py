@@ -185,7 +185,7 @@ def content(dataset: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(dataset.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("rows_per_block", [1, 17, 250])
+@pytest.mark.parametrize("rows_per_block", [1, pytest.param(17, marks=pytest.mark.slow), 250])
 def test_block_size_changes_no_bit(logs, tmp_path, monkeypatch, rows_per_block):
     raw, data = logs
     if rows_per_block == 1:

@@ -38,6 +38,7 @@ def test_collectives_of_three_workers():
     assert_all_have_seen_it(run_program([PROGRAM], workers=3), 3)
 
 
+@pytest.mark.slow
 def test_launcher_and_horovod_must_agree_on_size():
     done = run_program([PROGRAM], OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2", HOROVOD_GLOO_IFACE="lo")
     assert done.returncode != 0

@@ -15,7 +15,7 @@ from trainer.report.runs import read_run
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
-ROWS, BATCH = 6000, 256
+ROWS, BATCH = 4000, 256
 STOPPING = "loss_val/click+conversion"
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "aitm")
 SMALL = words("--expert_hidden_units 16 8 --tower_hidden_units 8 --num_experts 3 --deep_hidden_units 16")

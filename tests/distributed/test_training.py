@@ -16,7 +16,7 @@ from trainer.checkpoint.store import Checkpoint, CheckpointStore
 
 pytestmark = pytest.mark.horovod
 RUN_ALL = ROOT / "tests" / "distributed" / "programs" / "run_all.py"
-ROWS, BATCH, BENCHMARK_STEPS = 3000, 128, 20
+ROWS, BATCH, BENCHMARK_STEPS = 2000, 128, 20
 
 SMALL = ["--deep_hidden_units", "32", "16", "--global_batch_size", str(BATCH), "--num_epochs", "2", "--log_every", "1"]
 SMALL += words("--deep_learning_rate 0.002 --deep_warmup_epochs 1 --deterministic --cpu --recipe published")
@@ -38,7 +38,7 @@ EVAL_BATCHES = (2, 30, 514, 100_000)
 ENDS = {"seconds": ["--benchmark_seconds", "1"], "steps": ["--benchmark_steps", str(BENCHMARK_STEPS)]}
 RESUMED = ("two_to_shards", "two_from_shards", "one_from_shards")
 # scripts/test.sh --all runs the others, too.
-USUAL_VARIANTS, USUAL_EXCHANGES, USUAL_EVAL_BATCHES = ("amp_xla",), ("sharded",), (30, 100_000)
+USUAL_VARIANTS, USUAL_EXCHANGES, USUAL_EVAL_BATCHES = ("amp_xla",), ("sharded",), (30,)
 USUAL_ENDS, USUAL_RESUMED = ("seconds",), ("two_to_shards", "one_from_shards")
 DIFFERENCES = words("--deep_hidden_units 8 --global_batch_size 64 --num_epochs 1 --shard_embeddings off")
 DIFFERENCES += words("--checkpoint_every 2 --keep_checkpoints 9")
@@ -73,7 +73,7 @@ def work(request, tmp_path_factory) -> Work:
     exchanges = [f"two_{name}" for name in dict.fromkeys(["sharded", *selected(request, "exchange")])]
     flags = {f"two_{name}": flags for name, flags in (VARIANTS | EXCHANGES).items()}
     scenarios += [work.arguments(name, *PRECISE, *flags[name]) for name in (*variants, *exchanges)]
-    scenarios += [work.arguments("two_fp16_allreduce", *PRECISE, "--fp16_allreduce")]
+    scenarios += [work.arguments(name, *PRECISE, "--fp16_allreduce") for name in selected(request, "halved")]
     # From a checkpoint of tables that every worker holds to shards, and from shards to such tables.
     on = [*PRECISE, "--use_checkpoint", "--checkpoint"]
     scenarios += [work.arguments("two_to_shards", *on, str(step_of(work, "two", 1)), "--shard_embeddings")]
@@ -95,7 +95,8 @@ def work(request, tmp_path_factory) -> Work:
     scenarios += [prediction(work, "two")]
     benchmark = ["--benchmark", "--benchmark_warmup_steps", "2"]
     scenarios += [work.arguments(f"two_benchmark_{end}", *benchmark, *ENDS[end]) for end in selected(request, "end")]
-    scenarios += [work.arguments("two_benchmark_eval", *benchmark, *ENDS["steps"], "--evaluate", models="two")]
+    evaluation = [*benchmark, *ENDS["steps"], "--evaluate"]
+    scenarios += [work.arguments(name, *evaluation, models="two") for name in selected(request, "evaluated")]
     large = large_dataset(folder)
     scenarios += [work.arguments("two_differences", *DIFFERENCES, "--dataset_path", str(large))]
     step_6 = work.models("two_differences") / "checkpoints" / "step-6"
@@ -164,8 +165,10 @@ def test_table_exchanges_train_the_same(work, exchange):
         np.testing.assert_allclose(array, arrays(work, "two")[name], atol=1e-4, err_msg=name)
 
 
-def test_fp16_allreduce_trains_nearly_the_same(work):
-    two, other = losses(work.results("two")), losses(work.results("two_fp16_allreduce"))
+@pytest.mark.slow
+@pytest.mark.parametrize("halved", ["two_fp16_allreduce"])
+def test_fp16_allreduce_trains_nearly_the_same(work, halved):
+    two, other = losses(work.results("two")), losses(work.results(halved))
     np.testing.assert_allclose(list(other.values()), list(two.values()), atol=2e-3)
     assert other != two
 
@@ -194,7 +197,7 @@ def test_mixed_precision_and_xla_reach_the_same_metrics(work, variant):
     assert abs(plain["loss_val"] - other["loss_val"]) < 0.01
 
 
-# In the usual run, tests/faults/test_processes.py and the resume from a difference compare such runs of two workers.
+# In the usual run, the resume from a difference compares such runs of two workers.
 @pytest.mark.slow
 @pytest.mark.parametrize("again", ["two_dropout_again", "two_dropout_resumed"])
 def test_equal_and_resumed_runs_end_with_bit_equal_weights(work, again):
@@ -219,7 +222,7 @@ def test_two_workers_resume_from_what_either_has_changed(work):
 
 @pytest.mark.slow
 def test_two_then_three_then_one_worker_train_one_run(work):
-    """Each takes over in the middle of an epoch; three workers share batches of 128 rows and of what is left, 56."""
+    """Each takes over in the middle of an epoch; three workers share batches of 128 rows and of what is left, 80."""
     often = [*PRECISE, "--checkpoint_every", "10", "--keep_checkpoints", "99"]
     on = [*often, "--use_checkpoint", "--checkpoint"]
     runs = [("hand_over_2", 2, often), ("hand_over_3", 3, [*on, str(mid_epoch(work, "hand_over_2", 10))])]
@@ -345,8 +348,10 @@ def test_benchmark_reports_its_figure_and_step_parts(work, end):
     assert not work.models(f"two_benchmark_{end}").exists()
 
 
-def test_an_evaluation_benchmark_repeats_a_small_dataset(work):
-    log = (work.results("two_benchmark_eval") / "log.json").read_text()
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluated", ["two_benchmark_eval"])
+def test_an_evaluation_benchmark_repeats_a_small_dataset(work, evaluated):
+    log = (work.results(evaluated) / "log.json").read_text()
     last = json.loads(log.splitlines()[-1].removeprefix("DLLL "))["data"]
     assert last["validation_throughput"] > 0
     assert last["measured_steps"] == BENCHMARK_STEPS - 2

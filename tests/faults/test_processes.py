@@ -69,6 +69,7 @@ def timeline(results: Path) -> list[dict]:
     return [json.loads(line) for line in (results / "supervise.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", range(tries(quick=1, whole=2)))
 def test_restarted_runs_end_with_the_same_weights(work, run):
     kills = tries(quick=1, whole=10)

@@ -539,7 +539,9 @@ def killed_at_line(number: int, work) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
+@pytest.mark.parametrize(
+    "again", [pytest.param(False, marks=pytest.mark.slow), True], ids=["a new step", "the same step again"]
+)
 def test_save_killed_at_any_line(tmp_path, warnings, again):
     prepared = tmp_path / "prepared"
     save(CheckpointStore(prepared, keep=1), 1)

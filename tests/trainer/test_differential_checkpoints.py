@@ -322,6 +322,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
         np.testing.assert_array_equal(one.read(name), other.read(name), err_msg=f"{name}, {one.path}")
 
 
+@pytest.mark.slow
 def test_resume_from_a_difference_equals_that_from_a_full_checkpoint(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(manager, "LEAST_SAVING", 0)
     full, whole, resumed = (tmp_path / name for name in ("full", "whole", "resumed"))

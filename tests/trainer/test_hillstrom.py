@@ -11,7 +11,11 @@ from tests.data.table_samples import preprocessed, rows_of
 from tests.helpers import metrics, must, real_data, words
 from trainer.logging.log import read_log
 
-pytestmark = [pytest.mark.real_data, pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.real_data,
+    pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode"),
+]
 BATCH, EPOCHS = 128, 1
 SMALL = words("--expert_hidden_units 16 --tower_hidden_units 8 --num_experts 3 --cpu --recipe published --log_every 1")
 

@@ -90,7 +90,7 @@ def test_shares_of_workers_add_up(name):
 
 
 # scripts/test.sh --all tries all of them in both dtypes.
-USUAL = (("uncertainty", "float32"), ("gradnorm", "float32"), ("dwa", "float32"), ("pcgrad", "bfloat16"))
+USUAL = (("uncertainty", "float32"), ("gradnorm", "float32"), ("pcgrad", "bfloat16"))
 IN_DTYPES = [
     pytest.param(name, dtype, marks=[] if (name, dtype) in USUAL else pytest.mark.slow)
     for dtype in ("float32", "bfloat16")

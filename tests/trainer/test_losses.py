@@ -61,7 +61,7 @@ def batches_of(count: int) -> list[Rows]:
     return [batch._replace(labels=tf.constant(labels_of(16, seed))) for seed, batch in enumerate(batches)]
 
 
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("xla", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_worker_and_two_agree_on_all_types(xla):
     batches = batches_of(6)
 

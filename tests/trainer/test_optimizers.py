@@ -329,7 +329,7 @@ def test_plateau_lowers_the_rate_with_each_epoch_without_improvement():
     assert schedule == make_schedule(config, 10, 11)
 
 
-@pytest.mark.parametrize("rule", [RMSprop(), AdamW()])
+@pytest.mark.parametrize("rule", [pytest.param(RMSprop(), marks=pytest.mark.slow), AdamW()])
 def test_compiled_updates_equal_others(rule):
     """Weights, a table with whole gradients and one with rows, with L2 and averages, in a branch as in a step."""
     results = []

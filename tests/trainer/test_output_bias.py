@@ -112,7 +112,9 @@ channel_spec: {onehot_categorical: [item], label: [click]}
 """
 
 
-@pytest.mark.parametrize(("negatives", "share"), [("weights", 100 / 2100), ("logit", 1 / 3)])
+@pytest.mark.parametrize(
+    ("negatives", "share"), [pytest.param("weights", 100 / 2100, marks=pytest.mark.slow), ("logit", 1 / 3)]
+)
 def test_the_first_loss_is_that_of_the_share_of_positive_rows(tmp_path, negatives, share):
     """Of 2,000 negatives, 200 are kept; their weight of 10 counts unless --negatives logit drops it."""
     click = (np.arange(300) % 3 == 0).astype(np.float32)

@@ -43,7 +43,7 @@ VARIANTS = {
     "uncertainty": words("--loss_weighting uncertainty --wide_part --expert_dropout 0.2"),
 }
 # scripts/test.sh --all resumes the others, too.
-USUAL_VARIANTS = ("wide_deep", "float16", "gradnorm")
+USUAL_VARIANTS = ("wide_deep", "gradnorm")
 MMOE = ["--model", "mmoe", "--num_experts", "2", "--expert_hidden_units", "8", "--tower_hidden_units", "4"]
 
 
@@ -142,7 +142,7 @@ def interrupt_training(monkeypatch, step: int, number: int) -> None:
     [
         (1, 2),
         (PER_EPOCH, PER_EPOCH),
-        (STEPS - 1, STEPS),
+        pytest.param(STEPS - 1, STEPS, marks=pytest.mark.slow),
         pytest.param(PER_EPOCH - 1, PER_EPOCH, marks=pytest.mark.slow),
     ],
 )
@@ -303,7 +303,10 @@ def test_summary_shows_few_of_many_tasks():
     assert "no task known" in describe({f"loss_val/task_{number}": math.nan for number in range(20)})
 
 
-@pytest.mark.parametrize(("failing", "code"), [({1, 2}, DONE), (set(range(7, 99)), FAILURE)])
+@pytest.mark.parametrize(
+    ("failing", "code"),
+    [pytest.param({1, 2}, DONE, marks=pytest.mark.slow), (set(range(7, 99)), FAILURE)],
+)
 def test_failed_save_is_reported_and_the_last_must_succeed(data, tmp_path, monkeypatch, capfd, failing, code):
     save, calls = CheckpointStore.save, []
 
@@ -429,6 +432,7 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, capfd):
     assert "set --num_epochs above 3 and --early_stopping_patience above 2" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_new_stopping_metric_starts_from_its_own_best(data, tmp_path, capfd):
     """Nothing is learned: by no metric is a later epoch better, though its loss is below the first epoch's 1.0."""
     still = ["--deep_learning_rate", "1e-30", "--linear_learning_rate", "1e-30", "--checkpoint_every", "0"]
@@ -449,6 +453,7 @@ def test_new_stopping_metric_starts_from_its_own_best(data, tmp_path, capfd):
     assert "looked at normalized_entropy/click and looks at loss_val/click now" in shown
 
 
+@pytest.mark.slow
 def test_more_epochs_report_changed_rates(data, tmp_path, whole, monkeypatch, capfd):
     shutil.copytree(whole / "models" / "checkpoints", tmp_path / "models" / "checkpoints")
     changed = ["--num_epochs", "4", "--linear_learning_rate", "0.01"]
@@ -472,6 +477,7 @@ def test_constant_rate_reports_no_change(data, tmp_path, capfd):
     assert "rate has changed" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_never_defined(tmp_path, capfd):
     """No row of the mapping that is evaluated is positive: the last checkpoint stands for the best."""
     data = make_dataset(tmp_path / "made", ROOT / "feature_specs" / "tiny.yaml", rows=ROWS)

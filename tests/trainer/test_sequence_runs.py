@@ -110,7 +110,7 @@ def test_exports_predict_what_the_model_predicts(trained, tmp_path, capsys):
     np.testing.assert_allclose(predict(changed)["click"][:, 0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "triton"])
+@pytest.mark.parametrize("kind", left_to_all(["onnx", "triton"], ["onnx"]))
 def test_onnx_files_predict_what_the_model_predicts(trained, kind, tmp_path, capsys):
     pytest.importorskip("tf2onnx", reason="requirements/export.txt is not installed")
     from trainer.export.onnx_file import load_onnx

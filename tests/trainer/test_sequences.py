@@ -368,8 +368,8 @@ def test_xla_compiles_the_encoders(name):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("din", "bfloat16"),
         ("self_attention", "float16"),
+        pytest.param("din", "bfloat16", marks=pytest.mark.slow),
         pytest.param("din", "float16", marks=pytest.mark.slow),
         pytest.param("self_attention", "bfloat16", marks=pytest.mark.slow),
     ],

@@ -97,7 +97,7 @@ def test_gradients_of_small_tables_equal_those_of_a_product():
     np.testing.assert_allclose(tape.gradient(own, table), tape.gradient(product, table), atol=1e-6)
 
 
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("xla", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_several_workers_equal_one(xla):
     batches, values = make_batches(4), draw_values(16)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.data.outbrain.sample_data import make_sample, write_sample
 from tests.data.outbrain.test_preproc import prepared, rows
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, left_to_all
 
 SAMPLE = make_sample(displays=60)
 
@@ -55,7 +55,7 @@ def raw(tmp_path_factory) -> Path:
     return write_sample(tmp_path_factory.mktemp("outbrain") / "raw", SAMPLE)
 
 
-@pytest.mark.parametrize("stage", ["divided clicks_train", "fitted", "write train"])
+@pytest.mark.parametrize("stage", left_to_all(["divided clicks_train", "fitted", "write train"], ["write train"]))
 def test_killed_run_does_not_look_finished(tmp_path, raw, stage):
     output = tmp_path / "out"
     process = start(raw, output)
@@ -81,6 +81,7 @@ def test_a_stopped_run_leaves_nothing(tmp_path, raw):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_beside_each_other_do_not_meet(tmp_path, raw):
     processes = [start(raw, tmp_path / name) for name in ("one", "two")]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -89,7 +89,9 @@ def test_the_order_of_raw_rows_changes_nothing(dataset, tmp_path):
     assert_same(prepared(write_sample(tmp_path / "raw", sample), tmp_path / "out", "--recipe", recipe), reference)
 
 
-@pytest.mark.parametrize(("recipe", "parts"), [("leak_free", 7), ("published", 3), ("published", 1)])
+@pytest.mark.parametrize(
+    ("recipe", "parts"), [("leak_free", 7), pytest.param("published", 3, marks=pytest.mark.slow), ("published", 1)]
+)
 def test_the_number_of_parts_changes_nothing(datasets, raw, tmp_path, monkeypatch, recipe, parts):
     asked = []
     monkeypatch.setattr("data.outbrain.pipeline.number_of_parts", lambda *given: asked.append(given) or parts)
@@ -134,6 +136,7 @@ def assert_files_are_equally_large(dataset: Path, most: int) -> None:
         assert len(rows) == -(-sum(rows) // each) <= most
 
 
+@pytest.mark.slow
 def test_a_cluster_of_two_workers_gives_the_same(datasets, raw, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert_same(prepared(raw, tmp_path / "out", "--use_dask"), datasets["leak_free"])
