@@ -1,12 +1,14 @@
 """How fast the loader is: over pyarrow's bare read of the same file, and over merlin.dataloader. JSON lines.
 
     python -m benchmarks.loader_speed [--rows 1000000] [--batch 16384] [--repeats 7] [--id_dtype int64] [--merlin]
+    python -m benchmarks.loader_speed --sequences 50 [--rows 200000] [--batch 8192]
 
-The rows are random ones of Outbrain's 29 features, in snappy parquet with page checksums, which both sides
-verify. The loader shuffles, checks every value, and hands over arrays per channel. Both sides take turns; a ratio is
-the median over the turns of wall clock over wall clock, `ratio_spread` its smallest and largest value, and
-`cpu_ratio` the same of CPU time, which a busy machine disturbs less. The lines `row_group_reads` need no file:
-how many row groups the busiest of N workers reads in an epoch, over a fair share of them.
+The rows are random ones of Outbrain's 29 features, or with `--sequences` a one-hot feature and a sequence in three
+columns, two of ids and one of numbers, of that many steps on average. They lie in snappy parquet with page checksums,
+which both sides verify. The loader shuffles, checks every value, and hands over arrays per channel. Both sides take
+turns; a ratio is the median over the turns of wall clock over wall clock, `ratio_spread` its smallest and largest
+value, and `cpu_ratio` the same of CPU time, which a busy machine disturbs less. The lines `row_group_reads` need no
+file: how many row groups the busiest of N workers reads in an epoch, over a fair share of them.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.harness import report
-from benchmarks.synthetic_rows import write_rows
+from benchmarks.synthetic_rows import write_rows, write_sequences
 from data.loading.loader import ParquetLoader
 from data.loading.shuffle import ShuffledPlan
 from data.spec.feature_spec import FeatureSpec
@@ -124,9 +126,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16_384, help="rows of a batch")
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
     parser.add_argument("--id_dtype", choices=["int32", "int64"], default="int64", help="as ids are stored")
+    parser.add_argument("--sequences", type=int, default=0, metavar="STEPS", help="read sequences of this mean length")
     parser.add_argument("--merlin", action="store_true", help="measure merlin.dataloader too; imports TensorFlow")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.sequences:
+            spec = write_sequences(Path(folder), arguments.rows, arguments.sequences, id_dtype=arguments.id_dtype)
+            result = over_bare_read(spec, arguments.batch, arguments.repeats)
+            result |= {"benchmark": "loader of sequences over bare read", "steps": arguments.sequences}
+            report(result | {"id_dtype": arguments.id_dtype})
+            return 0
         spec = write_rows(Path(folder), arguments.rows, id_dtype=arguments.id_dtype)
         result = over_bare_read(spec, arguments.batch, arguments.repeats)
         report(result | {"id_dtype": arguments.id_dtype})

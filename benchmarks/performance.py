@@ -35,6 +35,7 @@ COMMANDS = {
     "sharding_on": "horovodrun -np 2 python -m benchmarks.sharding --shard_embeddings",
     "loader_speed": "python -m benchmarks.loader_speed --merlin",
     "loader_speed_large": "python -m benchmarks.loader_speed --rows 3000000",
+    "loader_sequences": "python -m benchmarks.loader_speed --sequences 50 --rows 200000 --batch 8192",
     "evaluation_speed": "python -m benchmarks.evaluation_speed",
     "memory": "python -m benchmarks.memory",
     "reliability_overhead": "python -m benchmarks.reliability_overhead",

@@ -101,6 +101,9 @@ FIGURES = (
         where={"what": "whole step"},
     ),
     Figure("loader: rows/s ÷ rows/s of a read by pyarrow", "loader over bare read", 0.45),
+    Figure(
+        "loader of three lists of 50: rows/s ÷ rows/s of a read by pyarrow", "loader of sequences over bare read", 0.4
+    ),
     Figure("loader: rows/s ÷ merlin.dataloader rows/s", "loader over merlin.dataloader", 20),
     Figure("evaluation with metrics: samples/s ÷ training samples/s", EVALUATION, 2.5),
     Figure("training: peak memory ÷ needed memory", MEMORY, 1.2, at_least=False),

@@ -1,4 +1,4 @@
-"""Random rows of Outbrain's 29 features as a prepared dataset: what the speed benchmarks read."""
+"""Random rows as a prepared dataset: what the speed benchmarks read."""
 
 import json
 from pathlib import Path
@@ -50,6 +50,38 @@ def write_rows(
     chunks = {"train": write_mapping(spec, "train", rows)}
     chunks["test"] = write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
     spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
+    spec.write(folder / "feature_spec.yaml")
+    return spec
+
+
+def write_sequences(folder: Path, rows: int, steps: int, *, id_dtype: str = "int32") -> FeatureSpec:
+    """Writes a dataset of a one-hot feature and a sequence of three columns, two of ids and one of numbers.
+
+    Args:
+        folder: an existing, empty folder.
+        rows: of the mapping `train`, which is `test`, too.
+        steps: mean length of a row's sequence, which has any length from 0 to twice as many.
+        id_dtype: as ids are stored.
+    """
+    item, category = ({"dtype": id_dtype, "cardinality": size} for size in (100_000, 500))
+    longest = {"max_hotness": 2 * steps}
+    features = {
+        "click": {"dtype": "float32"},
+        "item": item,
+        "clicked_item": item | longest | {"table": "item"},
+        "clicked_category": category | longest,
+        "clicked_age": {"dtype": "float32"} | longest,
+    }
+    group = {"features": ["clicked_item", "clicked_category", "clicked_age"], "target": ["item"], "encoder": "din"}
+    chunk = {"type": "csv", "features": list(features), "files": ["rows.csv"]}
+    document = {
+        "feature_spec": features,
+        "source_spec": {"train": [chunk], "test": [chunk]},
+        "channel_spec": {"onehot_categorical": ["item"], "sequence": {"clicks": group}, "label": ["click"]},
+    }
+    spec = FeatureSpec.from_dict(document, folder)
+    chunks = (write_mapping(spec, "train", rows),)
+    spec = spec.with_sources({"train": chunks, "test": chunks}, folder)
     spec.write(folder / "feature_spec.yaml")
     return spec
 
