@@ -324,8 +324,8 @@ def test_gradients_of_a_step_are_those_of_whole_tables(batches):
 
 
 @pytest.mark.parametrize("name", left_to_all(("din", "self_attention"), ("din",)))
-@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_three_workers_equal_one(name, sharded, batches):
+@pytest.mark.parametrize("exchange", left_to_all(("whole", "rows", "sharded"), ("sharded",)))
+def test_three_workers_equal_one(name, exchange, batches):
     """Also batches of two rows, so that one of the workers has none, and no step."""
     layout = encoded_by(name)
     sized = [part(batch, slice(0, rows)) for batch, rows in zip(batches, (16, 2, 2, 16), strict=False)]
@@ -334,9 +334,13 @@ def test_three_workers_equal_one(name, sharded, batches):
     tables = {name: table.numpy() for name, table in alone.embeddings.tables().items()}
 
     def work(comm):
-        shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50) if sharded else None
-        model = make_model(layout=layout, shards=shards)
-        own = make_step(model, comm=comm)
+        if exchange == "sharded":
+            shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50)
+            model = make_model(layout=layout, shards=shards)
+            own = make_step(model, comm=comm)
+        else:
+            model = make_model(layout=layout)
+            own = make_step(model, comm=comm, table_exchange=exchange)
         shares = [share_of(batch, comm.rank, comm.size) for batch in sized]
         return model, [run_eagerly(own, rows, number).losses.numpy() for number, rows in enumerate(shares, start=1)]
 
