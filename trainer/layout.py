@@ -261,6 +261,12 @@ class InputSchema:
         """Whether lists begin with their newest step, for each categorical feature of a sequence."""
         return {name: sequence.newest_first for sequence in self.sequences for name in sequence.features}
 
+    @cached_property
+    def newest_last(self) -> frozenset[str]:
+        """The features of sequences, with ids or numbers, whose lists end with their newest step."""
+        steps = [sequence for sequence in self.sequences if not sequence.newest_first]
+        return frozenset(name for sequence in steps for name in (*sequence.features, *sequence.numbers))
+
     @property
     def tables(self) -> tuple[Table, ...]:
         """The embedding tables of the deep part."""

@@ -25,7 +25,6 @@ from tests.trainer.small_models import (
 )
 from trainer.embeddings.shards import Shards
 from trainer.evaluate import compile_forward
-from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput, input_schema
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
@@ -392,11 +391,6 @@ def test_attention_finds_the_step_that_decides(has_age):
     """Planted rows: a step of the target's topic counts and, with ages, a recent one counts more."""
     sizes = {"train": 12_000, "test": 6_000, "epochs": 5, "has_age": has_age}
     assert train_planted("din", **sizes)["reached"] > 0.85 > 0.7 > train_planted("sum", **sizes)["reached"]
-
-
-def test_exports_that_take_raw_columns_refuse_sequences():
-    with pytest.raises(NotFromRaw, match=r"cannot encode sequences \(clicks, views\) yet"):
-        RawLayout.of(HISTORY, {})
 
 
 def test_the_layout_is_that_of_the_specification():
