@@ -142,6 +142,8 @@ class RankingModel(keras.Model):
         deep, numbers = self.sequences(embedded, values.numerical, values.sequences, context=context)
         if self.layout.vectors:
             numbers = tf.concat([numbers, self.vectors(values.vectors, context=context)], axis=1)
+        if (scale := self.network.options.numerical_scale) != 1:
+            numbers *= scale
         return self.interaction(deep, numbers, context=context)
 
     def logits(self, embedded: Pooled, values: RowValues, context: StepContext | None = None) -> tf.Tensor:
