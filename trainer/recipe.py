@@ -4,6 +4,7 @@ Each is a default: a flag that is given wins. They depend on the rows of the tra
 the number of workers, so that a run gives the same model on any machine. docs/quality.md justifies them.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,9 +23,11 @@ BATCH_SIZES = (256, 65_536)
 # sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2). On
 # fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
-# Where ids are rare, embeddings that are small besides generalize better, provided that numbers are as small as they
-# are and that hidden layers are normalized. Up to SMALL_ROWS rows the factor is the first, from there on it falls.
-SMALL_L2, SMALL_ROWS, SMALL_SCALE = 0.005, 600_000, 0.03
+# Where ids are rare, a stronger prior is better, provided that hidden layers are normalized and that numbers do not
+# outweigh embeddings. The factor is the first up to SMALL_ROWS rows, and falls from there on. Numbers get a deviation
+# of so many times the prior's.
+SMALL_L2, SMALL_ROWS = 0.005, 600_000
+NUMBERS_OVER_PRIOR = 2.5
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
 ROWS_PER_ID = 100
@@ -81,6 +84,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
     is_normalized = given.get("batch_norm", not given.get("xla"))
     are_small = is_normalized and not are_well_known
+    l2 = l2_for(rows, are_small=are_small)
     stopping = "training ends when the validation loss no longer falls"
     found = [
         Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
@@ -89,11 +93,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
         Choice("optimizer", "adam", optimizer),
         Choice("deep_learning_rate", 0.001, optimizer),
         Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
-        Choice(
-            "l2_reg_embedding",
-            l2_for(rows, are_small=are_small),
-            f"for {rows:,} rows: ids that few of them have keep small embeddings",
-        ),
+        Choice("l2_reg_embedding", l2, f"for {rows:,} rows: ids that few of them have keep small embeddings"),
     ]
     found += [
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
@@ -101,7 +101,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     ]
     is_wide_deep = given.get("model", ModelOptions.model) == WIDE_DEEP
     if are_small and has_numbers:
-        found.append(Choice("numerical_scale", SMALL_SCALE, "numbers do not outweigh the small embeddings"))
+        found.append(Choice("numerical_scale", scale_for(rows, l2), "numbers do not outweigh the small embeddings"))
     if are_well_known:
         well_known = f"{rows:,} rows for {ids:,} ids leave little to overfit"
         found.append(Choice("deep_dropout", 0.0, well_known))
@@ -153,6 +153,11 @@ def l2_for(rows: int, *, are_small: bool) -> float:
     prior = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
     small = SMALL_L2 * min(1.0, SMALL_ROWS / rows) ** 1.5
     return float(f"{max(prior, small) if are_small else prior:.2g}")
+
+
+def scale_for(rows: int, l2: float) -> float:
+    """Return the factor of numbers beside embeddings with a prior of this L2 factor, rounded to two digits."""
+    return float(f"{min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * l2)):.2g}")
 
 
 def _training_data(given: Mapping[str, Any]) -> TrainingData:

@@ -17,7 +17,7 @@ from main import main
 from tests.data.sample_data import random_rows, write_dataset
 from tests.helpers import real_data
 from trainer.cli import make_options
-from trainer.recipe import batch_size_for, choose, l2_for
+from trainer.recipe import batch_size_for, choose, l2_for, scale_for
 
 
 def write_rows(folder: Path, rows: int, *, numbers: bool = False) -> None:
@@ -56,6 +56,12 @@ def test_l2_is_the_prior_of_the_mean_loss():
     assert factors[61_000] == factors[61] == 0.001
 
 
+def test_numbers_are_a_multiple_of_the_prior():
+    assert [scale_for(rows, 0.005) for rows in (100, 80_000, 609_000)] == [1.0, 0.088, 0.032]
+    # From 55 million rows on, the prior has a deviation of 0.04.
+    assert scale_for(100_000_000, l2_for(100_000_000, are_small=True)) == pytest.approx(0.1, abs=0.001)
+
+
 def test_l2_of_small_embeddings_falls_to_the_prior():
     factors = [l2_for(rows, are_small=True) for rows in (100, 600_000, 6_000_000, 100_000_000)]
     # 0.005 / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
@@ -74,10 +80,10 @@ def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, unit
 @pytest.mark.parametrize(
     ("rows", "flags", "scale", "l2"),
     [
-        (698, {}, 0.03, 0.005),
+        (698, {}, 0.95, 0.005),  # 2.5 / sqrt(2 * 698 * 0.005) = 0.946...
         (700, {}, 1.0, 0.001),
         (698, {"xla": True}, 1.0, 0.001),
-        (698, {"xla": True, "batch_norm": True}, 0.03, 0.005),
+        (698, {"xla": True, "batch_norm": True}, 0.95, 0.005),
         (698, {"batch_norm": False}, 1.0, 0.001),
     ],
 )
