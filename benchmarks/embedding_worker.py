@@ -58,11 +58,12 @@ def main() -> None:
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         step = make_step(flags, layout, rows["ids"].shape[1], tasks=1)
-        inputs, prepare_ms = [], []
+        model, inputs, prepare_ms = step.model, [], []
         for ids, numbers, labels in zip(rows["ids"], rows["numbers"], rows["labels"], strict=True):
             batch = batch_of(ids, numbers, labels, has_lists=max_hotness > 1)
             started = time.perf_counter()
-            inputs.append(step_input(batch, step.model.embeddings.lookups(batch.ids), (), step.model.tasks))
+            lookups, values = model.embeddings.lookups(batch.ids), model.layout.row_values(batch)
+            inputs.append(step_input(batch, lookups, values, model.tasks))
             prepare_ms.append(1000 * (time.perf_counter() - started))
         print(json.dumps({"prepare_ms": round(float(np.median(prepare_ms)), 1)}), file=answers, flush=True)
         batches, numbers_of_steps = cycle(inputs), count(1)

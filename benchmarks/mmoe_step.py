@@ -23,7 +23,7 @@ from data.spec.feature_spec import FeatureSpec
 from trainer.build import make_training
 from trainer.cli import parse
 from trainer.comm import SingleWorker
-from trainer.layout import InputSchema, input_schema
+from trainer.layout import InputSchema, RowValues, input_schema
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
 from trainer.process.runtime import compute_dtype
@@ -49,10 +49,11 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
         lookups=tf.nest.map_structure(
             tf.constant, model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0, np.float32)))
         ),
-        numerical=tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32),
+        values=RowValues(
+            tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32), vectors=tf.zeros((batch, 0))
+        ),
         labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
         weights=tf.ones(batch),
-        vectors=tf.zeros((batch, 0)),
     )
 
 

@@ -102,8 +102,7 @@ def planted_rows(rows: int, seed: int, *, has_age: bool) -> tuple[Batch, np.ndar
 
 def input_of(batch: Batch, model: RankingModel) -> StepInput:
     """The input of a training step."""
-    lookups, sequences = model.embeddings.lookups(batch.ids), model.layout.steps(batch.ids)
-    return step_input(batch, lookups, sequences, model.tasks)
+    return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.row_values(batch), model.tasks)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -139,8 +138,7 @@ def train_planted(
     new, logits = planted_rows(test, 2 * seed + 1, has_age=has_age)
     inputs = input_of(new, step.model)
     forward = compile_forward(step.model, test, xla=False)
-    others = inputs.numerical, inputs.sequences, inputs.vectors, inputs.training_only
-    scores = forward(inputs.lookups, *others).numpy()[:, 0]
+    scores = forward(inputs.lookups, inputs.values).numpy()[:, 0]
     found, ceiling = auc(scores, new.labels[:, 0]), auc(logits, new.labels[:, 0])
     return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
 

@@ -164,7 +164,7 @@ def endless_batches(loader: ParquetLoader, model: RankingModel) -> Generator[Ste
     """Yield the inputs of training steps, one epoch after the other, without end."""
 
     def prepare(batch: Batch) -> StepInput:
-        return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.steps(batch.ids), model.tasks)
+        return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.row_values(batch), model.tasks)
 
     epoch = 0
     while True:

@@ -168,6 +168,9 @@ class ModelOptions(Section):
         "standard deviation of the initial values of the deep tables; default: Glorot's, by the table's shape",
         positive=True,
     )
+    numerical_scale: float = option(
+        1.0, "factor of the numbers and vectors that enter the deep part beside the embeddings", positive=True
+    )
     wide_part: bool = option(False, "give every task of a multi-task model a wide part, as wide_deep has it")
     interaction: Literal["none", "cross", "dot", "fm"] = option(
         "none",

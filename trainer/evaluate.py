@@ -10,7 +10,6 @@ import tensorflow as tf
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
-from trainer.layout import training_only_of
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
 from trainer.predictions import PredictionWriter
@@ -33,19 +32,14 @@ def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
         xla: whether to compile it with XLA (on a GPU only).
 
     Returns:
-        A function of what the ids of a batch look up, its numerical features [batch, numerical] float32, the steps of
-        its sequences, its vectors [batch, vector columns] float32 and its features known only in training (see
-        `RankingModel.logits`), that returns the logits, [batch, outputs] float32.
+        A function of what the ids of a batch look up and of its `RowValues`, that returns the logits, [batch, outputs]
+        float32.
     """
     # The embeddings are computed outside of what XLA may compile: it supports no collectives.
     logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
-    numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-    vectors = tf.TensorSpec([rows, model.layout.vector_columns], tf.float32)
-    others = numerical, model.sequence_specs(rows), vectors, model.training_only_specs(rows)
-    signature = (model.embeddings.lookup_specs(rows), *others)
     return tf.function(
-        lambda lookups, *others: logits(model.embed(lookups), *others),
-        input_signature=signature,
+        lambda lookups, values: logits(model.embed(lookups), values),
+        input_signature=(model.embeddings.lookup_specs(rows), model.value_specs(rows)),
         autograph=False,
     )
 
@@ -124,9 +118,7 @@ class Evaluator:
 
     def _prepare(self, batch: Batch) -> tuple:
         """Converts a batch to tensors, in the loader's thread."""
-        model, ids = self._model, batch.ids
-        others = batch.numerical, model.layout.steps(ids), batch.vectors, training_only_of(batch.training_only)
-        inputs = model.embeddings.lookups(ids), *others
+        inputs = self._model.embeddings.lookups(batch.ids), self._model.layout.row_values(batch)
         return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch, Ids, join_ids
 from trainer.embeddings.groups import Lookups
-from trainer.layout import SequenceSteps
+from trainer.layout import RowValues
 from trainer.logging.gate_records import ARGMAX_SHARE, DEAD_UNITS, ENTROPY, EXPERT_SIMILARITY, GATE_SIMILARITY, WEIGHT
 from trainer.metrics.metric import Collectives
 from trainer.models.multitask import MultiTask
@@ -77,7 +77,8 @@ class ExpertMonitor:
             self._vectors = [np.concatenate(self._vectors)]
             self._is_complete = True
         model, ids = self._model, self._ids[0]
-        inputs = model.embeddings.lookups(ids), self._numerical[0], model.layout.steps(ids), self._vectors[0]
+        values = RowValues(self._numerical[0], model.layout.steps(ids), self._vectors[0])
+        inputs = model.embeddings.lookups(ids), values
         states = self._states(*tf.nest.map_structure(tf.convert_to_tensor, inputs))
         self._gates = [gates.numpy() for gates, _ in states]
         levels = [
@@ -102,15 +103,9 @@ class ExpertMonitor:
             for expert in np.flatnonzero(level.readable[gate]).tolist()
         }
 
-    def _level_states(
-        self,
-        lookups: tuple[Lookups, ...],
-        numerical: tf.Tensor,
-        sequences: tuple[SequenceSteps, ...],
-        vectors: tf.Tensor,
-    ) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def _level_states(self, lookups: tuple[Lookups, ...], values: RowValues) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
-        deep_input = self._model.deep_input(self._model.embed(lookups), numerical, sequences, vectors)
+        deep_input = self._model.deep_input(self._model.embed(lookups), values)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 

@@ -21,7 +21,7 @@ from data.loading.loader import ParquetLoader
 from trainer.comm import Comm, SingleWorker
 from trainer.evaluate import compile_forward
 from trainer.importance_file import Effect, FeatureEffects, TaskImportance
-from trainer.layout import InputSchema, training_only_of
+from trainer.layout import InputSchema, RowValues, training_only_of
 from trainer.metrics.auc import RocAuc
 from trainer.metrics.losses import LogLoss
 from trainer.metrics.metric import Direction, Metric
@@ -235,7 +235,7 @@ class SampleModel:
         ids = Ids(onehot, lists.take(rows_of_lists), number_lists.take(rows_of_numbers))
         layout = self._model.layout
         served = training_only_of(np.tile(np.array(layout.training_only.serve, np.float32), (len(own), 1)))
-        return self._model.embeddings.lookups(ids), numerical, layout.steps(ids), vectors, served
+        return self._model.embeddings.lookups(ids), RowValues(numerical, layout.steps(ids), vectors, served)
 
 
 def batches_per_pass(rows: int, workers: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.loading.batch import PAD, Ids
+from data.loading.batch import PAD, Batch, Ids
 from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import ONEHOT, FeatureSequence, Wide
@@ -140,6 +140,23 @@ class ModelInputs(NamedTuple):
     vectors: Any
 
 
+class RowValues(NamedTuple):
+    """What a model reads of the rows of a batch besides embeddings: NumPy arrays, tensors or their types.
+
+    Attributes:
+        numerical: [batch, numerical] float32.
+        sequences: the steps of each sequence.
+        vectors: the vectors side by side, [batch, vector columns] float32; not needed if there are none.
+        training_only: features known only in training, [batch, features] float32; empty if there are none, and for the
+            constants of predictions.
+    """
+
+    numerical: Any
+    sequences: tuple[SequenceSteps, ...] = ()
+    vectors: Any = None
+    training_only: tuple[Any, ...] = ()
+
+
 class Table(NamedTuple):
     """An embedding table.
 
@@ -261,6 +278,12 @@ class InputSchema:
         """Whether lists begin with their newest step, for each categorical feature of a sequence."""
         return {name: sequence.newest_first for sequence in self.sequences for name in sequence.features}
 
+    @cached_property
+    def newest_last(self) -> frozenset[str]:
+        """The features of sequences, with ids or numbers, whose lists end with their newest step."""
+        steps = [sequence for sequence in self.sequences if not sequence.newest_first]
+        return frozenset(name for sequence in steps for name in (*sequence.features, *sequence.numbers))
+
     @property
     def tables(self) -> tuple[Table, ...]:
         """The embedding tables of the deep part."""
@@ -317,6 +340,11 @@ class InputSchema:
                 column += len(sequence.numbers)
             found.append(SequenceSteps(present, numbers))
         return tuple(found)
+
+    def row_values(self, batch: Batch) -> RowValues:
+        """Returns what training and evaluation pass to the model for a batch, besides what its ids look up."""
+        only = training_only_of(batch.training_only)
+        return RowValues(batch.numerical, self.steps(batch.ids), batch.vectors, only)
 
     @property
     def width(self) -> int:

@@ -4,6 +4,7 @@ Each is a default: a flag that is given wins. They depend on the rows of the tra
 the number of workers, so that a run gives the same model on any machine. docs/quality.md justifies them.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,10 +23,29 @@ BATCH_SIZES = (256, 65_536)
 # sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2). On
 # fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
+# Where ids are rare, a stronger prior is better, provided that hidden layers are normalized and that numbers do not
+# outweigh embeddings. The factor is the first up to SMALL_ROWS rows, and falls from there on. Numbers get a deviation
+# of so many times the prior's.
+SMALL_L2, SMALL_ROWS = 0.005, 600_000
+NUMBERS_OVER_PRIOR = 2.5
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
 ROWS_PER_ID = 100
 WIDE_DEEP, MANY_ROWS = "wide_deep", 10_000_000
+
+
+class TrainingData(NamedTuple):
+    """What the choices depend on.
+
+    Attributes:
+        rows: number of rows of the training mapping, at least 1.
+        ids: number of ids of all embedding tables.
+        has_numbers: whether there are numbers or vectors beside the ids.
+    """
+
+    rows: int
+    ids: int
+    has_numbers: bool
 
 
 class Choice(NamedTuple):
@@ -52,13 +72,19 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
         The choices; none if the dataset cannot be read, which is reported when it is opened.
     """
     with suppress(DataError):
-        return [choice for choice in _choices(given, *_rows_and_ids(given)) if choice.flag not in given]
+        return [choice for choice in _choices(given, _training_data(given)) if choice.flag not in given]
     return []
 
 
-def _choices(given: Mapping[str, Any], rows: int, ids: int) -> list[Choice]:
+def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
+    rows, ids, has_numbers = data
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
+    are_well_known = rows >= ROWS_PER_ID * ids
+    # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
+    is_normalized = given.get("batch_norm", not given.get("xla"))
+    are_small = is_normalized and not are_well_known
+    l2 = l2_for(rows, are_small=are_small)
     stopping = "training ends when the validation loss no longer falls"
     found = [
         Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
@@ -67,14 +93,16 @@ def _choices(given: Mapping[str, Any], rows: int, ids: int) -> list[Choice]:
         Choice("optimizer", "adam", optimizer),
         Choice("deep_learning_rate", 0.001, optimizer),
         Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
-        Choice("l2_reg_embedding", l2_for(rows), f"for {rows:,} rows: ids that few of them have keep small embeddings"),
+        Choice("l2_reg_embedding", l2, f"for {rows:,} rows: ids that few of them have keep small embeddings"),
     ]
     found += [
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
         Choice("output_bias", "base_rate", "the first prediction is the mean of the labels"),
     ]
     is_wide_deep = given.get("model", ModelOptions.model) == WIDE_DEEP
-    if rows >= ROWS_PER_ID * ids:
+    if are_small and has_numbers:
+        found.append(Choice("numerical_scale", scale_for(rows, l2), "numbers do not outweigh the small embeddings"))
+    if are_well_known:
         well_known = f"{rows:,} rows for {ids:,} ids leave little to overfit"
         found.append(Choice("deep_dropout", 0.0, well_known))
         if is_wide_deep and rows < MANY_ROWS:
@@ -83,8 +111,7 @@ def _choices(given: Mapping[str, Any], rows: int, ids: int) -> list[Choice]:
         found.append(Choice("deep_dropout", 0.2, f"{rows:,} rows for {ids:,} ids: against overfitting"))
         if is_wide_deep and rows < MANY_ROWS:
             found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
-    if not given.get("xla"):
-        # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
+    if is_normalized:
         found.append(Choice("batch_norm", True, "hidden layers learn faster and generalize better"))
     return found
 
@@ -116,13 +143,25 @@ def batch_size_for(rows: int) -> int:
     return size
 
 
-def l2_for(rows: int) -> float:
-    """Return the factor of the embeddings' sum of squares in the mean loss, rounded to two digits."""
-    return float(f"{min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2)):.2g}")
+def l2_for(rows: int, *, are_small: bool) -> float:
+    """Return the factor of the embeddings' sum of squares in the mean loss, rounded to two digits.
+
+    Args:
+        rows: number of training rows.
+        are_small: whether embeddings are to be small, beside numbers that are.
+    """
+    prior = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
+    small = SMALL_L2 * min(1.0, SMALL_ROWS / rows) ** 1.5
+    return float(f"{max(prior, small) if are_small else prior:.2g}")
 
 
-def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of rows of the training mapping, from the footers of its files, and that of all tables' ids."""
+def scale_for(rows: int, l2: float) -> float:
+    """Return the factor of numbers beside embeddings with a prior of this L2 factor, rounded to two digits."""
+    return float(f"{min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * l2)):.2g}")
+
+
+def _training_data(given: Mapping[str, Any]) -> TrainingData:
+    """Read the specification of a dataset and the footers of its training files."""
     options = {name: given[name] for name in ("dataset_path", "fspec_file", "train_mapping") if name in given}
     data = DataOptions(**options, model_dir=Path(), results_dir=Path())
     outside = bool(given.get("allow_outside_paths"))
@@ -132,4 +171,5 @@ def _rows_and_ids(given: Mapping[str, Any]) -> tuple[int, int]:
         raise DataError("the training mapping is in CSV files")
     files = open_files([spec.folder.absolute() / file for file in chunk.files])
     ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.categorical}
-    return max(1, sum(file.metadata.num_rows for file in files)), sum(ids.values())
+    rows = max(1, sum(file.metadata.num_rows for file in files))
+    return TrainingData(rows, sum(ids.values()), bool(spec.numerical or spec.vectors or spec.sequences))

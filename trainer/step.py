@@ -14,7 +14,7 @@ from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import Pooled
-from trainer.layout import SequenceSteps, training_only_of
+from trainer.layout import RowValues
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
@@ -35,45 +35,36 @@ class StepInput(NamedTuple):
 
     Attributes:
         lookups: what each group of embedding tables looks up.
-        numerical: numerical features, [batch, numerical] float32.
+        values: what else the model reads of the rows.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
-        vectors: the vectors side by side, [batch, vector columns] float32.
         groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
-        sequences: the steps of each sequence.
-        training_only: features known only in training, [batch, features] float32, if there are any; otherwise empty.
     """
 
     lookups: tuple[Lookups[tf.Tensor], ...]
-    numerical: tf.Tensor
+    values: RowValues
     labels: tf.Tensor
     weights: tf.Tensor
-    vectors: tf.Tensor
     groups: tuple[tf.Tensor, ...] = ()
-    sequences: tuple[SequenceSteps, ...] = ()
-    training_only: tuple[tf.Tensor, ...] = ()
 
 
 def step_input(
-    batch: Batch, lookups: Sequence[Lookups[np.ndarray]], sequences: Sequence[SequenceSteps], tasks: Sequence[Task]
+    batch: Batch, lookups: Sequence[Lookups[np.ndarray]], values: RowValues, tasks: Sequence[Task]
 ) -> StepInput:
     """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step.
 
     Args:
         batch: the batch.
         lookups: what each group of embedding tables looks up for its ids.
-        sequences: the steps of its sequences (see `InputSchema.steps`).
+        values: what else the model reads of its rows (see `InputSchema.row_values`).
         tasks: the tasks of the model.
     """
     rows = StepInput(
         lookups=tuple(lookups),
-        numerical=batch.numerical,
+        values=values,
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
-        vectors=batch.vectors,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
-        sequences=tuple(sequences),
-        training_only=training_only_of(batch.training_only),
     )
     return tf.nest.map_structure(tf.convert_to_tensor, rows)
 
@@ -89,13 +80,10 @@ def input_spec(model: RankingModel, rows: int | None) -> StepInput:
     """Return the types of a training step's input; `rows` is the number of rows of each batch, if it is fixed."""
     return StepInput(
         model.embeddings.lookup_specs(rows),
-        tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32),
+        model.value_specs(rows),
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
-        tf.TensorSpec([rows, model.layout.vector_columns], tf.float32),
         (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
-        model.sequence_specs(rows),
-        model.training_only_specs(rows),
     )
 
 
@@ -333,8 +321,7 @@ class TrainStep:
 
     def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
-        others = batch.numerical, batch.sequences, batch.vectors, batch.training_only
-        logits = self.model.logits(pooled, *others, context)
+        logits = self.model.logits(pooled, batch.values, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput) -> tf.Tensor:

@@ -226,8 +226,8 @@ class Trainer:
 
     def _prepare(self, batch: Batch) -> tuple[StepInput, list[np.ndarray]]:
         """Returns a step's input, and the rows of each group of tables that it looks up. Runs ahead of the step."""
-        lookups, sequences = self.model.embeddings.lookups(batch.ids), self.model.layout.steps(batch.ids)
-        return step_input(batch, lookups, sequences, self.tasks), [found.rows for found in lookups]
+        lookups, values = self.model.embeddings.lookups(batch.ids), self.model.layout.row_values(batch)
+        return step_input(batch, lookups, values, self.tasks), [found.rows for found in lookups]
 
     def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
         """Handles the result of the last step, and saves or stops if the workers decided so in it.

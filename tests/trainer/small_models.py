@@ -11,7 +11,7 @@ from data.loading.lists import Lists, empty_lists, from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
 from trainer.embeddings.shards import Shards
-from trainer.layout import CategoricalInput, InputSchema, ModelInputs, SequenceInput, VectorInput
+from trainer.layout import CategoricalInput, InputSchema, ModelInputs, RowValues, SequenceInput, VectorInput
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.models.weights import named
@@ -178,8 +178,8 @@ class Rows(NamedTuple):
         ids, layout = self.ids.numpy(), model.layout
         own = unpadded(layout, ids, weights_of(layout, ids), numbers_of(layout, ids))
         lookups, sequences = tf.nest.map_structure(tf.constant, (model.embeddings.lookups(own), layout.steps(own)))
-        vectors = tf.constant(vectors_of(layout, ids))
-        return StepInput(lookups, self.numerical, self.labels, self.weights, vectors, sequences=sequences)
+        values = RowValues(self.numerical, sequences, tf.constant(vectors_of(layout, ids)))
+        return StepInput(lookups, values, self.labels, self.weights)
 
     def padded(self, layout: InputSchema) -> ModelInputs:
         """The matrices that a model is called with."""

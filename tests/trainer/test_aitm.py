@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tests.trainer.small_models import make_batches, make_model, make_step, run
 from tests.trainer.test_regularization import step_context
+from trainer.layout import RowValues
 from trainer.models.aitm import attend, chain_of
 from trainer.models.layers import Dense, DenseConfig
 from trainer.tasks.binary import BinaryTask
@@ -36,7 +37,7 @@ def test_calibrator_penalizes_likelier_later_tasks(tasks, penalized):
     model, batch = make_model(model="aitm", tasks=tasks), make_batches(1, tasks=2)[0]
     context = step_context(16)
     logits = (
-        model.logits(model.embeddings.pool_padded(batch.ids), batch.numerical, context=context)
+        model.logits(model.embeddings.pool_padded(batch.ids), RowValues(batch.numerical), context)
         .numpy()
         .astype(np.float64)
     )

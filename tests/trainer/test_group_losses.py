@@ -17,6 +17,7 @@ from tests.helpers import make_dataset, metrics, must
 from tests.trainer.local_workers import run_workers
 from tests.trainer.metrics.evaluations import TASK_OF_KIND
 from tests.trainer.small_models import differences, make_batches, make_model, make_step, part
+from trainer.layout import RowValues
 from trainer.recommender.interactions import TASK_KINDS
 from trainer.step import step_input
 from trainer.tasks.group import GroupTask
@@ -182,7 +183,9 @@ def test_groups_are_numbered_in_the_order_of_rows(folder):
         spec, "train", global_batch_size=100, workers=3, shuffle=True, with_group=True, whole_groups=True
     )
     for batch in loader.epoch(0):
-        (groups,) = step_input(batch, (), (), [TASK_OF_KIND["jrc"]] * 3).groups
+        (groups,) = step_input(
+            batch, (), RowValues(batch.numerical, vectors=batch.vectors), [TASK_OF_KIND["jrc"]] * 3
+        ).groups
         numbers, real = groups.numpy(), batch.rows != PAD
         assert len(np.unique(numbers[real])) == len(np.unique(batch.group[real]))
         assert (np.diff(numbers) >= 0).all() and numbers[0] == 0 and (np.diff(numbers[~real]) == 1).all()

@@ -26,9 +26,9 @@ def test_outbrain_has_published_number_of_parameters():
     np.testing.assert_allclose(spread, np.sqrt(2 / (columns.cardinality + columns.width)), rtol=0.02)
 
 
-@pytest.mark.parametrize("combiner", ["sum", "mean"])
-def test_logits_equal_the_formula_row_by_row(combiner):
-    model = make_model(combiner=combiner)
+@pytest.mark.parametrize(("combiner", "scale"), [("sum", 0.25), ("mean", 1.0)])
+def test_logits_equal_the_formula_row_by_row(combiner, scale):
+    model = make_model(combiner=combiner, numerical_scale=scale)
     rng = np.random.default_rng(3)
     for variable in model.variables:
         variable.assign(rng.normal(size=variable.shape) * 0.3)
@@ -45,7 +45,8 @@ def test_logits_equal_the_formula_row_by_row(combiner):
         if combiner == "mean":
             of_tags, of_friends = of_tags / max(len(tags), 1), of_friends / max(len(friends), 1)
         # The deep input is ordered by width: day has 4 columns, tags 6, and user and friends 8.
-        x = np.concatenate([weights["deep.day"][ids[1]], of_tags, weights["deep.user"][ids[0]], of_friends, numbers])
+        embeddings = [weights["deep.day"][ids[1]], of_tags, weights["deep.user"][ids[0]], of_friends]
+        x = np.concatenate([*embeddings, scale * numbers])
         for layer in ("hidden/layer_1", "hidden/layer_2"):
             x = np.maximum(x @ weights[f"{layer}/kernel"] + weights[f"{layer}/bias"], 0)
         deep = x @ weights["head/kernel"] + weights["head/bias"]

@@ -17,23 +17,24 @@ from main import main
 from tests.data.sample_data import random_rows, write_dataset
 from tests.helpers import real_data
 from trainer.cli import make_options
-from trainer.recipe import batch_size_for, choose, l2_for
+from trainer.recipe import batch_size_for, choose, l2_for, scale_for
 
 
-def write_rows(folder: Path, rows: int) -> None:
+def write_rows(folder: Path, rows: int, *, numbers: bool = False) -> None:
     """A dataset whose training mapping has so many rows; its two features share a table of 7 ids."""
+    numerical = ", numerical: [price]" if numbers else ""
     items, clicks = pa.array(np.arange(rows) % 7, pa.int32()), pa.array(np.arange(rows) % 2, pa.int8())
-    table = pa.table({"item": items, "shown": items, "click": clicks})
+    table = pa.table({"item": items, "shown": items, "click": clicks, "price": pa.array(np.ones(rows, np.float32))})
     half = rows // 2
     for number, part in enumerate((table.slice(0, half), table.slice(half))):
         pq.write_table(part, folder / f"{number}.parquet")
     (folder / "feature_spec.yaml").write_text(
-        """
-feature_spec: {item: {cardinality: 7}, shown: {cardinality: 7, table: item}, click: {}}
+        f"""
+feature_spec: {{item: {{cardinality: 7}}, shown: {{cardinality: 7, table: item}}, price: {{}}, click: {{}}}}
 source_spec:
-  train: [{type: parquet, features: [item, shown, click], files: [0.parquet, 1.parquet]}]
-  test: [{type: parquet, features: [item, shown, click], files: [0.parquet]}]
-channel_spec: {onehot_categorical: [item, shown], label: [click]}
+  train: [{{type: parquet, features: [item, shown, click, price], files: [0.parquet, 1.parquet]}}]
+  test: [{{type: parquet, features: [item, shown, click, price], files: [0.parquet]}}]
+channel_spec: {{onehot_categorical: [item, shown], label: [click]{numerical}}}
 """
     )
 
@@ -50,9 +51,21 @@ def test_batch_size_gives_about_150_steps(rows, batch):
 
 def test_l2_is_the_prior_of_the_mean_loss():
     # 1 / (2 * 610,000 * 0.04^2) = 0.000512...
-    assert l2_for(610_000) == 0.00051
-    assert l2_for(610_000) == pytest.approx(10 * l2_for(6_100_000), rel=0.02)
-    assert l2_for(61_000) == l2_for(61) == 0.001
+    factors = {rows: l2_for(rows, are_small=False) for rows in (61, 61_000, 610_000, 6_100_000)}
+    assert factors[610_000] == 0.00051 == pytest.approx(10 * factors[6_100_000], rel=0.02)
+    assert factors[61_000] == factors[61] == 0.001
+
+
+def test_numbers_are_a_multiple_of_the_prior():
+    assert [scale_for(rows, 0.005) for rows in (100, 80_000, 609_000)] == [1.0, 0.088, 0.032]
+    # From 55 million rows on, the prior has a deviation of 0.04.
+    assert scale_for(100_000_000, l2_for(100_000_000, are_small=True)) == pytest.approx(0.1, abs=0.001)
+
+
+def test_l2_of_small_embeddings_falls_to_the_prior():
+    factors = [l2_for(rows, are_small=True) for rows in (100, 600_000, 6_000_000, 100_000_000)]
+    # 0.005 / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
+    assert factors == [0.005, 0.005, 0.00016, 3.1e-06]
 
 
 @pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
@@ -62,6 +75,24 @@ def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, unit
     assert model.deep_dropout == dropout and model.deep_hidden_units == units
     mmoe = make_options({"dataset_path": tmp_path, "model": "mmoe"}).model
     assert mmoe.deep_dropout == dropout and mmoe.expert_hidden_units == (256, 128)
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "scale", "l2"),
+    [
+        (698, {}, 0.95, 0.005),  # 2.5 / sqrt(2 * 698 * 0.005) = 0.946...
+        (700, {}, 1.0, 0.001),
+        (698, {"xla": True}, 1.0, 0.001),
+        (698, {"xla": True, "batch_norm": True}, 0.95, 0.005),
+        (698, {"batch_norm": False}, 1.0, 0.001),
+    ],
+)
+def test_embeddings_and_numbers_are_small_where_ids_are_rare(tmp_path, rows, flags, scale, l2):
+    write_rows(tmp_path, rows, numbers=True)
+    options = make_options({"dataset_path": tmp_path, **flags})
+    assert (options.model.numerical_scale, options.training.l2_reg_embedding) == (scale, l2)
+    write_rows(tmp_path, rows)
+    assert make_options({"dataset_path": tmp_path, **flags}).model.numerical_scale == 1
 
 
 def test_given_flags_win(tmp_path):

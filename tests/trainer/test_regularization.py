@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tests.helpers import left_to_all
 from tests.trainer.small_models import make_batches, make_model, make_step, run
+from trainer.layout import RowValues
 from trainer.models.layers import EPSILON, MOMENTUM, BatchNorm, DenseConfig, Gates
 from trainer.models.step_context import StepContext
 
@@ -104,7 +105,7 @@ def test_entropy_penalty_flattens_gates():
         for number, batch in enumerate(batches, start=1):
             run(step, batch, number)
         batch = batches[0]
-        deep_input = model.deep_input(model.embeddings.pool_padded(batch.ids), batch.numerical)
+        deep_input = model.deep_input(model.embeddings.pool_padded(batch.ids), RowValues(batch.numerical))
         own = model.network.level_states(deep_input)[-1].gates.numpy()
         entropies[weight] = -np.sum(own * np.log(own), axis=-1).mean() / math.log(own.shape[-1])
     assert entropies[1.0] > entropies[0.0] and entropies[1.0] > 0.97

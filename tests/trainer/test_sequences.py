@@ -25,7 +25,6 @@ from tests.trainer.small_models import (
 )
 from trainer.embeddings.shards import Shards
 from trainer.evaluate import compile_forward
-from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput, input_schema
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
@@ -224,10 +223,9 @@ def test_training_evaluation_and_padded_calls_see_the_same(name):
     model = make_model(layout=layout, embedding_init_std=0.5, model="mmoe")
     [batch] = make_rows(1, layout=layout)
     own = batch.input(model)
-    logits = model.logits(model.embed(own.lookups), own.numerical, own.sequences)
+    logits = model.logits(model.embed(own.lookups), own.values)
     forward = compile_forward(model, 16, xla=False)
-    others = own.numerical, own.sequences, own.vectors, own.training_only
-    np.testing.assert_allclose(forward(own.lookups, *others), logits, atol=1e-6)
+    np.testing.assert_allclose(forward(own.lookups, own.values), logits, atol=1e-6)
     np.testing.assert_allclose(model(*batch.padded(layout)), logits, atol=1e-6)
     assert logits.numpy().std() > 0.01
 
@@ -267,7 +265,7 @@ def test_the_interaction_sees_one_vector_per_feature_and_one_number_per_number()
         model = make_model(layout=HISTORY, interaction=interaction, wide_part=True)
         [batch] = make_rows(1)
         own = batch.input(model)
-        deep_input = model.deep_input(model.embed(own.lookups), own.numerical, own.sequences)
+        deep_input = model.deep_input(model.embed(own.lookups), own.values)
         assert deep_input.shape == (16, model.network.options.network_width(HISTORY))
     assert HISTORY.width == 8 + 6 + 6 + 6 + (3 + 6 + 6) + 6 + (1 + 2)
     assert HISTORY.deep_numerical == ("price", "age", "dwell")
@@ -396,11 +394,6 @@ def test_attention_finds_the_step_that_decides(has_age):
     """Planted rows: a step of the target's topic counts and, with ages, a recent one counts more."""
     sizes = {"train": 12_000, "test": 6_000, "epochs": 5, "has_age": has_age}
     assert train_planted("din", **sizes)["reached"] > 0.85 > 0.7 > train_planted("sum", **sizes)["reached"]
-
-
-def test_exports_that_take_raw_columns_refuse_sequences():
-    with pytest.raises(NotFromRaw, match=r"cannot encode sequences \(clicks, views\) yet"):
-        RawLayout.of(HISTORY, {})
 
 
 def test_the_layout_is_that_of_the_specification():

@@ -24,6 +24,7 @@ from tests.trainer.small_models import (
 )
 from trainer.comm import sees_clock
 from trainer.embeddings.shards import Shards
+from trainer.layout import RowValues
 from trainer.models.ranking import RankingModel
 from trainer.models.step_context import StepContext
 from trainer.optimizers.optimizer import Gradient, Optimizer
@@ -352,7 +353,7 @@ def test_dropout_is_a_function_of_seed_step_and_rank(batches):
     for seed in seeds:
         training_pass = StepContext(seed, tf.ones(16), lambda tensors: tensors)
         embedded = model.embeddings.pool_padded(batch.ids, batch.padded(WEIGHTED).weights)
-        logits.append(model.logits(embedded, batch.numerical, context=training_pass).numpy())
+        logits.append(model.logits(embedded, RowValues(batch.numerical), training_pass).numpy())
     assert not np.allclose(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])
 

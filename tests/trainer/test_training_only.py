@@ -24,7 +24,7 @@ from trainer.checkpoint.load_model import load_model
 from trainer.embeddings.shards import Shards
 from trainer.export.saved_model_folder import load_signatures
 from trainer.importance_file import read_importance
-from trainer.layout import TrainingOnly
+from trainer.layout import RowValues, TrainingOnly
 from trainer.models.step_context import StepContext
 from trainer.models.training_only import rows_of
 
@@ -53,7 +53,8 @@ class WithValues(NamedTuple):
     values: np.ndarray
 
     def input(self, model):
-        return Rows(*self[:4]).input(model)._replace(training_only=(tf.constant(self.values),))
+        rows = Rows(*self[:4]).input(model)
+        return rows._replace(values=rows.values._replace(training_only=(tf.constant(self.values),)))
 
 
 def tower_by_hand(model, values: np.ndarray) -> np.ndarray:
@@ -71,8 +72,8 @@ def test_the_tower_adds_its_logits(name):
     batch, values = make_batches(1)[0], draw_values(16)
     embedded = model.embeddings.pool_padded(batch.ids)
     served = np.tile(np.array(KNOWN.serve, np.float32), (16, 1))
-    as_served = model.logits(embedded, batch.numerical)
-    logged = model.logits(embedded, batch.numerical, training_only=(tf.constant(values),))
+    as_served = model.logits(embedded, RowValues(batch.numerical))
+    logged = model.logits(embedded, RowValues(batch.numerical, training_only=(tf.constant(values),)))
     added = tower_by_hand(model, values) - tower_by_hand(model, served)
     np.testing.assert_allclose(logged - as_served, added, atol=1e-5)
     np.testing.assert_allclose(model(batch.ids, batch.numerical), as_served, atol=1e-6)

@@ -137,7 +137,7 @@ def test_onnx_files_predict_what_the_model_predicts(trained, kind, tmp_path):
         assert 'name: "title_embedding"' in (out / "recommender" / "config.pbtxt").read_text()
 
 
-def test_raw_rows_are_predicted_with_their_vectors(tmp_path, capsys):
+def test_raw_rows_are_predicted_with_their_vectors(tmp_path):
     rng = np.random.default_rng(0)
     items, vectors = [f"item {number}" for number in rng.integers(0, 9, 200)], rng.normal(size=(200, 3)).tolist()
     table = pa.table({"click": rng.integers(0, 2, 200) * 1.0, "item": items, "title": pa.array(vectors)})
@@ -154,5 +154,3 @@ def test_raw_rows_are_predicted_with_their_vectors(tmp_path, capsys):
     expected = probabilities(saved, saved.layout.model_inputs(batch.ids, batch.numerical, batch.vectors))
     found = pq.read_table(tmp_path / "p.parquet").column("prediction_click")
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    must(export(["--model_dir", str(models), "--output", str(tmp_path / "out"), "--format", "savedmodel"]))
-    assert "no signature serving_raw: it cannot take vectors (title) yet" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from tests.trainer.small_models import (
 )
 from trainer.config import ModelOptions
 from trainer.evaluate import compile_forward
-from trainer.layout import InputSchema, VectorInput
+from trainer.layout import InputSchema, RowValues, VectorInput
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
 from trainer.models.ranking import RankingModel
@@ -92,7 +92,7 @@ def test_mixed_precision_rounds_the_projection_alone():
 def test_the_deep_part_sees_embeddings_then_numbers_then_vectors():
     model, [batch] = make_model(layout=VECTORS, vector_norm="none", embedding_init_std=0.5), make_batches(1)
     own = batch.input(model)
-    x = model.deep_input(model.embed(own.lookups), own.numerical, vectors=own.vectors).numpy()
+    x = model.deep_input(model.embed(own.lookups), own.values).numpy()
     assert x.shape[1] == 26 + 2 + 8
     np.testing.assert_array_equal(x[:, 26:28], batch.numerical)
     np.testing.assert_array_equal(x[:, 28:], vectors_of(VECTORS, batch.ids.numpy()))
@@ -105,10 +105,10 @@ def test_interactions_see_vectors(interaction, units):
     flags = {"interaction": interaction, "vector_units": units, "embedding_init_std": 0.5}
     model, [batch] = make_model(layout=VECTORS, **flags), make_batches(1)
     own = batch.input(model)
-    x = model.deep_input(model.embed(own.lookups), own.numerical, vectors=own.vectors)
+    x = model.deep_input(model.embed(own.lookups), own.values)
     assert x.shape[1] == model.network.options.network_width(VECTORS)
-    moved = own.vectors.numpy() * np.float32([1, -1] * 4)
-    assert np.abs(model.deep_input(model.embed(own.lookups), own.numerical, vectors=moved) - x).max() > 1e-3
+    moved = own.values._replace(vectors=own.values.vectors * np.float32([1, -1] * 4))
+    assert np.abs(model.deep_input(model.embed(own.lookups), moved) - x).max() > 1e-3
 
 
 def test_vectors_may_be_the_only_input_of_the_deep_part():
@@ -138,12 +138,11 @@ def test_weights_and_widths_are_those_of_the_model(norm, units):
 def test_training_evaluation_and_padded_calls_see_the_same(name):
     model, [batch] = make_model(layout=VECTORS, model=name, vector_units=4), make_batches(1)
     own = batch.input(model)
-    logits = model.logits(model.embed(own.lookups), own.numerical, vectors=own.vectors)
+    logits = model.logits(model.embed(own.lookups), own.values)
     forward = compile_forward(model, len(batch.ids), xla=False)
-    others = own.numerical, own.sequences, own.vectors, own.training_only
-    np.testing.assert_allclose(forward(own.lookups, *others), logits, atol=1e-6)
+    np.testing.assert_allclose(forward(own.lookups, own.values), logits, atol=1e-6)
     np.testing.assert_allclose(model(*batch.padded(VECTORS)), logits, atol=1e-6)
-    other = model(*batch.padded(VECTORS)._replace(vectors=tf.reverse(own.vectors, [0])))
+    other = model(*batch.padded(VECTORS)._replace(vectors=tf.reverse(own.values.vectors, [0])))
     assert np.abs(other - logits).max() > 1e-3
 
 
@@ -166,7 +165,8 @@ def test_a_label_is_learned_from_vectors_alone():
     for number in range(1, 121):
         vectors = rng.normal(size=(64, 8)).astype(np.float32)
         labels = (vectors[:, 1:2] > vectors[:, 5:6]).astype(np.float32)
-        rows = StepInput((), np.zeros((64, 0), np.float32), labels, np.ones(64, np.float32), vectors)
+        values = RowValues(np.zeros((64, 0), np.float32), vectors=vectors)
+        rows = StepInput((), values, labels, np.ones(64, np.float32))
         losses.append(step(tf.nest.map_structure(tf.constant, rows), tf.constant(number)).numpy().item())
     assert np.mean(losses[-20:]) < 0.5  # log(2) without the vectors, as no row occurs twice
 

@@ -25,6 +25,7 @@ from data.encoding.hashing import NULL_HASH
 from data.loading.batch import PAD
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.graph import predictions
+from trainer.export.ports import inputs_of
 from trainer.export.raw_columns import (
     INTEGER,
     NULL_INTEGER,
@@ -52,7 +53,7 @@ from trainer.export.raw_encoders import (
     vocabulary_ids,
 )
 from trainer.export.raw_hashes import hash_integers, hash_texts, mix, word
-from trainer.layout import CategoricalInput, ModelInputs
+from trainer.layout import ModelInputs
 
 # Encoders of kinds that look nothing up.
 _ENCODE: dict[type, Callable[[Any, RawValues], tf.Tensor]] = {
@@ -79,6 +80,7 @@ class RawEncoding(tf.Module):
     def __init__(self, layout: RawLayout):
         super().__init__()
         self.layout = layout
+        self._widths = {port.name: port.width for port in inputs_of(layout.model)}
         readers = {feature: _value_encoder(encoder) for feature, encoder in layout.encoders.items()}
         self.tables = {
             feature: table
@@ -88,7 +90,7 @@ class RawEncoding(tf.Module):
 
     def matrices(self, raw: Mapping[str, tf.Tensor]) -> ModelInputs:
         """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices."""
-        made, singles = _Made(), _Singles(self.layout, raw)
+        made, singles, ends = _Made(), _Singles(self.layout, raw), self._ends(raw)
         for features in self.layout.groups:
             encoder = self.layout.encoders[features[0]]
             if isinstance(encoder, CrossedIds):
@@ -99,14 +101,19 @@ class RawEncoding(tf.Module):
                 values = singles.select([name for one in features for name in columns_of(self.layout.encoders[one])])
             encoded = self._encode(features, values)
             if makes_lists(encoder):
-                self._add_list(features[0], encoded, self._padding(encoder, values, raw), made)
+                padding = ends[features[0]] if features[0] in ends else self._padding(encoder, values, raw)
+                self._add_list(features[0], encoded, padding, made)
             else:
                 made.add(features, encoded)
         model, rows = self.layout.model, tf.shape(next(iter(raw.values())))[0]
         ids = made.matrix([columns.name for columns in model.categorical], rows, tf.int64)
-        weights = made.matrix([columns.weights for columns in model.weighted], rows, tf.float32)
-        none = tf.zeros([rows, 0])  # `RawLayout` has no sequences and no vectors
-        return ModelInputs(tf.cast(ids, tf.int32), made.matrix(model.numerical, rows, tf.float32), weights, none, none)
+        weights = [columns.weights for columns in model.weighted]
+        numerical, of_ids, of_steps = (
+            made.matrix(names, rows, tf.float32) for names in (model.numerical, weights, [*model.sequence_numbers])
+        )
+        vectors = [raw[column] for vector in model.vectors for column in columns_of(self.layout.encoders[vector.name])]
+        vector = joined(vectors or [tf.zeros([rows, 0])])
+        return ModelInputs(tf.cast(ids, tf.int32), numerical, of_ids, of_steps, vector)
 
     def _encode(self, features: Sequence[str], raw: RawValues) -> tf.Tensor:
         """Encodes the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""
@@ -151,6 +158,26 @@ class RawEncoding(tf.Module):
         keys = tf.bitcast(hashes, tf.int64)
         return RawValues(keys, tf.broadcast_to(null, tf.shape(keys)))
 
+    def _ends(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns which steps of sequences are padding, [batch, length] bool by feature."""
+        steps_of = self.layout.steps_of
+        made = {columns: self._end(columns, raw) for columns in dict.fromkeys(steps_of.values())}
+        return {feature: made[columns] for feature, columns in steps_of.items()}
+
+    def _end(self, columns: Sequence[str], raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns which steps come after the last one that has a value in a column, [batch, length] bool."""
+        lengths = [tf.shape(raw[name])[1] for name in columns]
+        for length in lengths[1:]:
+            tf.debugging.assert_equal(
+                length,
+                lengths[0],
+                f"the columns {', '.join(columns)} of a sequence need matrices of the same length",
+            )
+        null = tf.reduce_all(tf.stack([self._list(name, raw).null for name in columns]), axis=0)
+        # Null from here to the end: as many nulls follow, this one included, as there are places.
+        following = tf.cumsum(tf.cast(null, tf.int32), axis=1, reverse=True)
+        return tf.equal(following, tf.range(lengths[0], 0, -1))
+
     def _padding(self, encoder: Encoder, values: RawValues, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns which items of lists are padding, [batch, length] bool: the nulls, for weights those of their ids."""
         if isinstance(encoder, CrossedIds) or encoder.column not in self.layout.ids_of:
@@ -160,20 +187,19 @@ class RawEncoding(tf.Module):
     def _add_list(self, name: str, encoded: tf.Tensor, null: tf.Tensor, made: "_Made") -> None:
         """Adds a list feature, whole for crosses, and cut for the model if this has it."""
         made.lists[name] = encoded, null
-        feature = next((one for one in self.layout.model.categorical if name in (one.name, one.weights)), None)
-        if feature is not None:
-            made.add([name], self._cut(feature, encoded, null))
+        if name in self._widths:
+            made.add([name], self._cut(name, encoded, null))
 
-    def _cut(self, feature: CategoricalInput, encoded: tf.Tensor, null: tf.Tensor) -> tf.Tensor:
-        """Returns ids of lists, [batch, hotness] int64 padded with PAD, or their weights, float32."""
-        hotness = feature.hotness
+    def _cut(self, name: str, encoded: tf.Tensor, null: tf.Tensor) -> tf.Tensor:
+        """Returns ids of lists, [batch, hotness] int64 padded with PAD, or their weights or numbers, float32."""
+        hotness = self._widths[name]
         # Clients pad ids and weights by themselves. Appending `hotness` makes any row long enough for a slice.
         length = tf.maximum(tf.shape(encoded)[1], tf.shape(null)[1]) + hotness
         null = _padded(null, length, True)
         # Nulls in lists are padding, which the encoder maps to an id or weight like any other value.
         padding = tf.constant(PAD if encoded.dtype.is_integer else 0, encoded.dtype)
         encoded = tf.where(null, padding, _padded(encoded, length, padding))
-        if feature.name not in self.layout.keeps_last:
+        if name not in self.layout.keeps_last:
             return tf.ensure_shape(encoded[:, :hotness], [None, hotness])
         lengths = tf.reduce_sum(tf.cast(~null, tf.int32), axis=1)
         places = tf.maximum(lengths - hotness, 0)[:, None] + tf.range(hotness)
@@ -181,7 +207,7 @@ class RawEncoding(tf.Module):
 
 
 class _Singles:
-    """The raw columns without lists, as one matrix per type.
+    """The raw columns of single values, as one matrix per type.
 
     Args:
         layout: features, encoders and raw columns.
@@ -189,9 +215,9 @@ class _Singles:
     """
 
     def __init__(self, layout: RawLayout, raw: Mapping[str, tf.Tensor]):
-        self._columns = {name: column for name, column in layout.columns.items() if not column.is_list}
+        self._columns = layout.columns
         self._names = {
-            dtype: [name for name, column in self._columns.items() if column.dtype == dtype]
+            dtype: [name for name, column in self._columns.items() if column.dtype == dtype and not column.is_list]
             for dtype in (TEXT, INTEGER, NUMBER)
         }
         self._matrices = {
@@ -262,7 +288,7 @@ def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experime
         predictions [batch, width] float32 by task name.
     """
     signature = {
-        column.name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype, name=column.name)
+        column.name: tf.TensorSpec([None, column.width], column.dtype, name=column.name)
         for column in encoding.layout.columns.values()
     }
 

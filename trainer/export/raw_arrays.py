@@ -38,15 +38,11 @@ Settings = dict[str, Any]
 def write_encoders(folder: Path, layout: RawLayout) -> None:
     """Writes the encoders of a layout into an existing empty folder."""
     groups = [_group(folder, f"group-{number:03}", features, layout) for number, features in enumerate(layout.groups)]
-    keeps_last = {
-        name: columns.name in layout.keeps_last
-        for columns in layout.model.categorical
-        for name in (columns.name, columns.weights)
-    }
     outputs = {
-        port.name: {"dtype": port.dtype, "width": port.width, "keeps_last": keeps_last.get(port.name, False)}
+        port.name: {"dtype": port.dtype, "width": port.width, "keeps_last": port.name in layout.keeps_last}
         for port in inputs_of(layout.model)
     }
+    vectors = {vector.name: columns_of(layout.encoders[vector.name])[0] for vector in layout.model.vectors}
     columns = {
         name: {
             "dtype": column.dtype,
@@ -57,7 +53,13 @@ def write_encoders(folder: Path, layout: RawLayout) -> None:
         }
         for name, column in layout.columns.items()
     }
-    document = {"columns": columns, "groups": groups, "outputs": outputs}
+    document = {
+        "columns": columns,
+        "groups": groups,
+        "steps": dict(layout.steps_of),
+        "vectors": vectors,
+        "outputs": outputs,
+    }
     (folder / LAYOUT_FILE).write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -25,6 +25,8 @@ from trainer.export.ports import inputs_of
 from trainer.layout import InputSchema
 
 TEXT, INTEGER, NUMBER = "string", "int64", "float64"
+# The type of vectors, which have no nulls.
+VECTOR = "float32"
 # Values that represent null: the empty string, the smallest integer, and NaN for floats.
 NULL_TEXT = b""
 NULL_INTEGER = np.iinfo(np.int64).min
@@ -44,17 +46,23 @@ class RawInput:
 
     Attributes:
         name: name of the column.
-        dtype: "string", "int64" or "float64".
-        is_list: whether the input is [batch, length] with rows padded by nulls at the end; otherwise it is [batch, 1].
+        dtype: "string", "int64" or "float64"; "float32" for a vector.
+        width: the input is [batch, width]: 1, or the dimension of a vector. None for lists, which are [batch, length]
+            with rows padded by nulls at the end.
         has_empty: whether the vocabulary contains the empty string, which then cannot represent null.
         is_time: whether the input is a time in seconds since the epoch.
     """
 
     name: str
     dtype: str
-    is_list: bool = False
+    width: int | None = 1
     has_empty: bool = False
     is_time: bool = False
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the column has lists."""
+        return self.width is None
 
 
 def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
@@ -96,10 +104,16 @@ def raw_inputs_of(
     """
     for port in inputs_of(layout):
         _check_fits(layout, port.name, encoders[port.name])
-    names = dict.fromkeys(name for encoder in encoders.values() for name in columns_of(encoder))
+    dimensions = {columns_of(encoders[vector.name])[0]: vector.dimension for vector in layout.vectors}
+    readers: dict[str, list[Encoder]] = {}
+    for feature, encoder in encoders.items():
+        for name in columns_of(encoder):
+            if (name in dimensions) != (feature in layout.vector_places):
+                raise NotFromRaw(f"raw column {name} is read as a vector and as other values")
+            readers.setdefault(name, []).append(encoder)
     return {
-        name: _input(name, [encoder for encoder in encoders.values() if name in columns_of(encoder)], readings or {})
-        for name in names
+        name: RawInput(name, VECTOR, dimensions[name]) if name in dimensions else _input(name, own, readings or {})
+        for name, own in readers.items()
     }
 
 
@@ -130,9 +144,10 @@ def _reads_lists(encoder: Encoder, column: str) -> bool:
 
 def _check_fits(layout: InputSchema, feature: str, encoder: Encoder) -> None:
     columns = {columns.name: columns for columns in layout.categorical}.get(feature)
-    if isinstance(encoder, Numerical | MissingIndicator):
-        is_weight = feature not in layout.numerical
-        fits = columns is None and makes_lists(encoder) == is_weight
+    if feature in layout.vector_places:
+        fits = isinstance(encoder, Numerical) and encoder.is_list and not (encoder.table or encoder.steps)
+    elif isinstance(encoder, Numerical | MissingIndicator):
+        fits = columns is None and makes_lists(encoder) == (feature not in layout.numerical)
     else:
         fits = columns is not None and (
             makes_lists(encoder) == columns.multihot and encoder.cardinality <= columns.cardinality
@@ -160,7 +175,8 @@ def _input(name: str, readers: list[Encoder], readings: Mapping[str, Reading]) -
         raise NotFromRaw(f"raw column {name} holds strings, which are read as numbers")
     is_time = any(isinstance(encoder, TimestampIds) for encoder in readers)
     is_time |= reading is not None and reading.dtype == "timestamp" and dtype == INTEGER
-    return _checked(RawInput(name, dtype, lists == {True}, _has_empty(readers), is_time), readers)
+    width = None if lists == {True} else 1
+    return _checked(RawInput(name, dtype, width, _has_empty(readers), is_time), readers)
 
 
 def _need(encoder: Encoder) -> str:
@@ -211,9 +227,12 @@ class RawLayout:
         columns: raw columns that the encoders read, by name (see `raw_inputs_of`).
         groups: names of features that are encoded together: with encoders of one kind that read single values of one
             type, or a single feature for lists and crosses. Crosses come after the features that they cross.
+            Vectors are in none, since they are taken as they are.
         hashed: names of the columns of single strings whose hashes are always needed.
-        keeps_last: names of list features of which the last items of longer lists are kept, not the first ones.
+        keeps_last: names of the list inputs of which the last items of longer lists are kept, not the first ones.
         ids_of: raw column of weights -> that of their ids.
+        steps_of: feature of a sequence -> the raw columns of all features of the sequence, in the order of its ids and
+            numbers. Their rows end with the last step that has a value in one of them.
     """
 
     model: InputSchema
@@ -223,6 +242,7 @@ class RawLayout:
     hashed: frozenset[str]
     keeps_last: frozenset[str]
     ids_of: Mapping[str, str]
+    steps_of: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, model: InputSchema, encoders: Mapping[str, Encoder], raw_spec: RawSpec | None = None) -> "RawLayout":
@@ -236,12 +256,6 @@ class RawLayout:
         Raises:
             NotFromRaw: if the features cannot be encoded from raw columns.
         """
-        if model.sequences:
-            names = ", ".join(sequence.name for sequence in model.sequences)
-            raise NotFromRaw(f"it cannot encode sequences ({names}) yet")
-        if model.vectors:
-            names = ", ".join(vector.name for vector in model.vectors)
-            raise NotFromRaw(f"it cannot take vectors ({names}) yet")
         needed = encoders_of(model, encoders)
         columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
         hashed = {
@@ -251,12 +265,34 @@ class RawLayout:
             for name in columns_of(encoder)
             if columns[name].dtype == TEXT and not columns[name].is_list
         }
-        last = (
-            [] if raw_spec is None else [name for name, feature in raw_spec.features.items() if feature.keep == "last"]
-        )
+        encoded = {name: encoder for name, encoder in needed.items() if name not in model.vector_places}
         pairs = [(needed[feature.weights], needed[feature.name]) for feature in model.weighted]
-        ids_of = {columns_of(weights)[0]: columns_of(ids)[0] for weights, ids in pairs}
-        return cls(model, needed, columns, _groups(needed, columns), frozenset(hashed), frozenset(last), ids_of)
+        return cls(
+            model,
+            needed,
+            columns,
+            _groups(encoded, columns),
+            frozenset(hashed),
+            _keeps_last(model, raw_spec),
+            ids_of={columns_of(weights)[0]: columns_of(ids)[0] for weights, ids in pairs},
+            steps_of=_steps_of(model, needed),
+        )
+
+
+def _keeps_last(model: InputSchema, raw_spec: RawSpec | None) -> frozenset[str]:
+    stated = {} if raw_spec is None else raw_spec.features
+    lists = [feature for feature in model.categorical if feature.multihot and not feature.sequence]
+    last = [feature for feature in lists if feature.name in stated and stated[feature.name].keep == "last"]
+    return model.newest_last.union(name for feature in last for name in (feature.name, feature.weights) if name)
+
+
+def _steps_of(model: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for sequence in model.sequences:
+        features = (*sequence.features, *sequence.numbers)
+        columns = tuple(dict.fromkeys(column for name in features for column in columns_of(encoders[name])))
+        found |= dict.fromkeys(features, columns)
+    return found
 
 
 def _groups(encoders: Mapping[str, Encoder], columns: Mapping[str, RawInput]) -> tuple[tuple[str, ...], ...]:

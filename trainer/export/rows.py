@@ -21,6 +21,7 @@ from data.loading.batch import PAD
 from data.loading.loader import ParquetLoader
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Arrays, Check, Predict, expected_predictions
+from trainer.export.ports import inputs_of
 from trainer.export.raw_columns import (
     INTEGER,
     NULL_INTEGER,
@@ -28,6 +29,7 @@ from trainer.export.raw_columns import (
     NUMBER,
     TEXT,
     TICKS_PER_SECOND,
+    VECTOR,
     RawInput,
     RawLayout,
     columns_of,
@@ -98,10 +100,9 @@ def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> Compare
     """Generates random rows of raw columns, with the model's predictions of what the encoders make of them."""
     raw = random_raw(layout, rows)
     encoded = encode_columns(layout.encoders, raw)
-    for columns in layout.model.categorical:
-        if columns.name in layout.keeps_last:
-            for name in filter(None, (columns.name, columns.weights)):
-                encoded[name] = _last(encoded[name], columns.hotness)
+    for port in inputs_of(layout.model):
+        if port.name in layout.keeps_last:
+            encoded[port.name] = _last(encoded[port.name], port.width)
     inputs = Scorer(saved).matrices(encoded, rows)
     expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
     return ComparedRows(raw_inputs(layout.columns, raw), expected, "random raw rows")
@@ -113,23 +114,37 @@ def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndar
     Returns:
         [rows] objects by column name; the objects are lists for columns of lists.
     """
-    rng = np.random.default_rng(seed)
-    drawn, lengths = {}, {}
-    for name, column in sorted(layout.columns.items(), key=lambda entry: entry[0] in layout.ids_of):
-        readers = [encoder for encoder in layout.encoders.values() if name in columns_of(encoder)]
-        if not column.is_list:
-            drawn[name] = _values(column, readers, rows, rng)
-            continue
-        if name not in layout.ids_of:  # weights have the lengths of their ids
-            lengths[name] = rng.integers(0, LONGEST + 1, rows)
-        of_lists = lengths[layout.ids_of.get(name, name)]
-        flat = [value for value in _values(column, readers, 2 * int(of_lists.sum()), rng) if value is not None]
-        if name in layout.ids_of:
-            flat = np.abs(np.array(flat, np.float64)).tolist()
-        ends = np.cumsum(of_lists)
-        drawn[name] = np.empty(rows, object)
-        drawn[name][:] = [flat[end - length : end] for end, length in zip(ends, of_lists, strict=True)]
+    rng, drawn = np.random.default_rng(seed), {}
+    lengths = _random_lengths(layout, rows, rng)
+    for name, column in layout.columns.items():
+        readers = {feature: own for feature, own in layout.encoders.items() if name in columns_of(own)}
+        if column.dtype == VECTOR:
+            drawn[name] = _as_objects(rng.normal(size=(rows, column.width or 1)).astype(np.float32).tolist())
+        elif not column.is_list:
+            drawn[name] = _values(column, [*readers.values()], rows, rng)
+        else:
+            flat = _values(column, [*readers.values()], 2 * int(lengths[name].sum()), rng).tolist()
+            # The first column of a sequence tells how long its rows are.
+            if not all(feature in layout.steps_of and layout.steps_of[feature][0] != name for feature in readers):
+                flat = [value for value in flat if value is not None]
+            if name in layout.ids_of:
+                flat = np.abs(np.array(flat, np.float64)).tolist()
+            ends = np.cumsum(lengths[name])
+            drawn[name] = _as_objects(
+                [flat[end - length : end] for end, length in zip(ends, lengths[name], strict=True)]
+            )
     return drawn
+
+
+def _random_lengths(layout: RawLayout, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Returns random lengths of lists, [rows] by raw column: those of weights and of steps are the same."""
+    lists = [name for name, column in layout.columns.items() if column.is_list]
+    lengths = {name: rng.integers(0, LONGEST + 1, rows) for name in lists}
+    for columns in dict.fromkeys(layout.steps_of.values()):
+        # Also of the columns of other sequences that share one with this sequence.
+        same = {id(lengths[name]) for name in columns}
+        lengths |= {name: lengths[columns[0]] for name in lists if id(lengths[name]) in same}
+    return lengths | {weights: lengths[ids] for weights, ids in layout.ids_of.items()}
 
 
 def raw_inputs(columns: Mapping[str, RawInput], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,9 +153,11 @@ def raw_inputs(columns: Mapping[str, RawInput], raw: Mapping[str, np.ndarray]) -
 
 
 def _last(lists: Any, number: int) -> np.ndarray:
-    cut = np.empty(len(lists), object)
-    cut[:] = [entry[-number:] for entry in lists]
-    return cut
+    return _as_objects([entry[-number:] for entry in lists])
+
+
+def _as_objects(lists: list[Any]) -> np.ndarray:
+    return np.array([*lists, None], object)[:-1]  # None, so that equally long lists do not become a matrix
 
 
 def _values(column: RawInput, readers: list[Encoder], rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -186,6 +203,8 @@ def _numbers(plain: list[Numerical], readers: list[Encoder], rows: int, rng: np.
 
 
 def _as_matrix(column: RawInput, values: np.ndarray) -> np.ndarray:
+    if column.dtype == VECTOR:
+        return np.array(values.tolist(), np.float32)
     null = {TEXT: NULL_TEXT, INTEGER: NULL_INTEGER, NUMBER: np.nan}[column.dtype]
     lists = [entry or [] for entry in values] if column.is_list else [[value] for value in values]
     width = max(1, *map(len, lists)) if column.is_list else 1

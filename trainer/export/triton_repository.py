@@ -75,7 +75,7 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> 
     write_encoders(version / ENCODERS, layout)
     shutil.copyfile(SERVED / "raw_model.py", version / "model.py")
     shutil.copyfile(SERVED / "raw_encoding.py", version / "raw_encoding.py")
-    inputs = [(column.name, column.dtype, -1 if column.is_list else 1) for column in layout.columns.values()]
+    inputs = [(column.name, column.dtype, column.width or -1) for column in layout.columns.values()]
     (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, [ON_CPU]))
     raw = random_raw_rows(saved, layout, rows)
     _write_example(folder / "example_raw.json", raw.inputs)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.embeddings.groups import Lookups
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Pooled
-from trainer.layout import InputSchema, ModelInputs, SequenceSteps
+from trainer.layout import InputSchema, ModelInputs, RowValues, SequenceSteps
 from trainer.models.interactions import INTERACTIONS, Interacted
 from trainer.models.network import Network
 from trainer.models.sequences import Sequences, steps_of
@@ -77,9 +77,8 @@ class RankingModel(keras.Model):
             groups = self.embeddings.deep_groups
             deep = [tf.zeros((1, len(group.pooled), group.width)) for group in groups]
             steps = [tf.zeros((1, group.steps, group.width)) for group in groups if group.in_sequences]
-            sequences = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), self.sequence_specs(1))
-            numerical, vectors = tf.zeros((1, len(layout.numerical))), tf.zeros((1, layout.vector_columns))
-            network.call(self.deep_input(Pooled(tuple(deep), (), tuple(steps)), numerical, sequences, vectors))
+            values = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), self.value_specs(1))
+            network.call(self.deep_input(Pooled(tuple(deep), (), tuple(steps)), values))
             if self.training_only is not None:
                 self.training_only(self.training_only.served)
 
@@ -114,80 +113,59 @@ class RankingModel(keras.Model):
         """Number of parameters, including the rows of sharded tables on other workers."""
         return sum(math.prod(weight.shape) for weight in self.weights_by_name.values())
 
-    def sequence_specs(self, rows: int | None) -> tuple[SequenceSteps, ...]:
-        """Returns the types of `InputSchema.steps` as tensors; `rows` is the number of rows, None if it varies."""
-        return tuple(
+    def value_specs(self, rows: int | None) -> RowValues:
+        """Returns the types of `InputSchema.row_values` as tensors; `rows` is the number of rows, None if it varies."""
+        layout, width = self.layout, len(self.layout.training_only.names)
+        sequences = tuple(
             SequenceSteps(
                 tf.TensorSpec([rows, sequence.length], tf.float32),
                 tf.TensorSpec([rows, sequence.length, len(sequence.numbers)], tf.float32),
             )
-            for sequence in self.layout.sequences
+            for sequence in layout.sequences
         )
-
-    def training_only_specs(self, rows: int | None) -> tuple[tf.TensorSpec, ...]:
-        """Returns the types of the features known only in training, if there are any; `rows` as above."""
-        features = len(self.layout.training_only.names)
-        return (tf.TensorSpec([rows, features], tf.float32),) if features else ()
+        return RowValues(
+            tf.TensorSpec([rows, len(layout.numerical)], tf.float32),
+            sequences,
+            tf.TensorSpec([rows, layout.vector_columns], tf.float32),
+            (tf.TensorSpec([rows, width], tf.float32),) if width else (),
+        )
 
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
         """Returns the embeddings of a batch. A collective if tables are sharded."""
         return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
 
-    def deep_input(
-        self,
-        embedded: Pooled,
-        numerical: tf.Tensor,
-        sequences: Sequence[SequenceSteps] = (),
-        vectors: tf.Tensor | None = None,
-    ) -> tf.Tensor:
+    def deep_input(self, embedded: Pooled, values: RowValues) -> tf.Tensor:
         """Returns the input of the network, [batch, ModelOptions.network_width] float32."""
-        return self._interacted(embedded, numerical, sequences, vectors, None).x
+        return self._interacted(embedded, values, None).x
 
-    def _interacted(
-        self,
-        embedded: Pooled,
-        numerical: tf.Tensor,
-        sequences: Sequence[SequenceSteps],
-        vectors: tf.Tensor | None,
-        context: StepContext | None,
-    ) -> Interacted:
-        deep, numbers = self.sequences(embedded, numerical, sequences, context=context)
+    def _interacted(self, embedded: Pooled, values: RowValues, context: StepContext | None) -> Interacted:
+        deep, numbers = self.sequences(embedded, values.numerical, values.sequences, context=context)
         if self.layout.vectors:
-            numbers = tf.concat([numbers, self.vectors(vectors, context=context)], axis=1)
+            numbers = tf.concat([numbers, self.vectors(values.vectors, context=context)], axis=1)
+        if (scale := self.network.options.numerical_scale) != 1:
+            numbers *= scale
         return self.interaction(deep, numbers, context=context)
 
-    def logits(
-        self,
-        embedded: Pooled,
-        numerical: tf.Tensor,
-        sequences: Sequence[SequenceSteps] = (),
-        vectors: tf.Tensor | None = None,
-        training_only: Sequence[tf.Tensor] = (),
-        context: StepContext | None = None,
-    ) -> tf.Tensor:
+    def logits(self, embedded: Pooled, values: RowValues, context: StepContext | None = None) -> tf.Tensor:
         """Computes logits from embeddings. In training, the context collects penalties.
 
         Args:
             embedded: the embeddings.
-            numerical: [batch, numerical] float32.
-            sequences: the steps of each sequence.
-            vectors: [batch, vector columns] float32; not needed if there are none.
-            training_only: features known only in training, [batch, features] float32; empty for the constants of
-                predictions.
+            values: what else the model reads of the rows.
             context: None outside training.
 
         Returns:
             [batch, outputs] float32.
         """
-        interacted = self._interacted(embedded, numerical, sequences, vectors, context)
+        interacted = self._interacted(embedded, values, context)
         logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
         if self.training_only is not None:
-            [values] = training_only or [self.training_only.served]
-            logits += self.training_only(values, context=context)
+            [known] = values.training_only or [self.training_only.served]
+            logits += self.training_only(known, context=context)
         if self.wide_weights:
             slopes, bias = self.wide_weights
             # The wide part is float32 throughout.
-            logits = tf.add_n([logits, *embedded.wide, tf.linalg.matmul(numerical, slopes.value)]) + bias.value
+            logits = tf.add_n([logits, *embedded.wide, tf.linalg.matmul(values.numerical, slopes.value)]) + bias.value
         if context is not None:
             self.network.add_penalties(logits, context)
         return logits
@@ -207,7 +185,7 @@ class RankingModel(keras.Model):
                 have any, no numbers if no sequence has any, and no vectors if there are none.
         """
         ids, sequences = steps_of(self.layout, ModelInputs(ids, numerical, weights, numbers, vectors))
-        return self.logits(self.embeddings.pool_padded(ids, weights), numerical, sequences, vectors)
+        return self.logits(self.embeddings.pool_padded(ids, weights), RowValues(numerical, sequences, vectors))
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:

@@ -1,7 +1,7 @@
 """Users or items: their raw ids and their features, each encoded once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from data.encoding.encoders import FIRST_OOV_ID, Encoder
 from data.encoding.keys import KeyIndex, Values, as_keys
 from data.errors import DataError
-from trainer.recommender.columns import CATEGORICAL, RawColumn, read_column
+from trainer.recommender.columns import CATEGORICAL, RawColumn, encode_column, read_column
 
 
 class RawEntities:
@@ -20,7 +20,8 @@ class RawEntities:
         column: name of the column of raw ids.
         ids: raw id of each interaction.
         table: features of the entities, one row per id with the id in `column`; None if there are none.
-        kinds: kinds of the table's columns by name; the kinds of other columns are inferred from their values.
+        kinds: kind of each column of the table by name.
+        steps: names of the columns that belong to sequences.
 
     Attributes:
         keys: [n] int64 or strings, all ids in ascending order.
@@ -31,7 +32,14 @@ class RawEntities:
         DataError: if an id occurs twice in the table, or ids are missing or of mixed types.
     """
 
-    def __init__(self, column: str, ids: pd.Series, table: pd.DataFrame | None, kinds: Mapping[str, str]):
+    def __init__(
+        self,
+        column: str,
+        ids: pd.Series,
+        table: pd.DataFrame | None,
+        kinds: Mapping[str, str],
+        steps: Collection[str],
+    ):
         self.column = column
         table = pd.DataFrame({column: ids[:0]}) if table is None else table
         listed, used = as_keys(column, table[column]), as_keys(column, ids)
@@ -47,13 +55,15 @@ class RawEntities:
         rows = find_positions(KeyIndex(column, listed), self.keys)  # table row of each key; len(listed) if it has none
         self.columns = [RawColumn(column, CATEGORICAL, with_unknown(self.keys))]
         for name in table.columns.drop(column):
-            raw = read_column(table, name, kinds)
-            values = with_unknown(raw.values)
-            self.columns.append(RawColumn(name, raw.kind, with_unknown(values[rows])))
+            raw = read_column(table[name], kinds[name], is_step=name in steps)
+            self.columns.append(replace(raw, values=with_unknown(with_unknown(raw.values)[rows])))
 
-    def encoded(self, encoders: Mapping[str, Encoder]) -> "Entities":
-        """Encodes the columns with fitted encoders, given by column name."""
-        features = {column.name: encoders[column.name].encode(column.values) for column in self.columns}
+    def encoded(self, encoders: Mapping[str, Encoder], dimensions: Mapping[str, int]) -> "Entities":
+        """Encodes the columns with fitted encoders, given by column name like the dimensions of vectors."""
+        features = {
+            column.name: encode_column(encoders[column.name], column.values, dimensions.get(column.name))
+            for column in self.columns
+        }
         # The last entry, None, is encoded as null; as an entity's id it has to be an unseen value instead.
         features[self.column][-1] = FIRST_OOV_ID
         return Entities(self.column, self.keys, features)

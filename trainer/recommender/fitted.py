@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.encoding.keys import key_array
+from data.encoding.encoders import Encoded
+from data.encoding.keys import Values, key_array
 from data.errors import DataError
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import ModelInputs
-from trainer.recommender.columns import require_columns, require_frame, require_mapping
+from trainer.recommender.columns import encode_column, require_columns, require_frame, require_mapping
 from trainer.recommender.entities import Entities
 from trainer.recommender.scorer import Scorer
 
@@ -91,7 +92,7 @@ class Fitted:
         encoded = {}
         for name in self.features:
             if name in known:
-                encoded[name] = self.saved.encoders[name].encode(frame[name])
+                encoded[name] = self._encoded(name, frame[name])
                 continue
             side = self.users if name in self.users.features else self.items
             encoded[name] = side.features[name][rows[side.column]]
@@ -175,5 +176,10 @@ class Fitted:
 
     def _context_inputs(self, context: Mapping[str, Any]) -> ModelInputs:
         self.check_context(context)
-        features = {name: self.saved.encoders[name].encode([context[name]]) for name in self.context}
+        features = {name: self._encoded(name, [context[name]]) for name in self.context}
         return self.scorer.matrices(features, 1)
+
+    def _encoded(self, name: str, values: Values) -> Encoded:
+        """Encodes values of a feature."""
+        dimensions = {vector.name: vector.dimension for vector in self.saved.layout.vectors}
+        return encode_column(self.saved.encoders[name], values, dimensions.get(name))

@@ -1,9 +1,11 @@
 """Validates and encodes an application's training data and writes it as a dataset for the trainer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,18 +16,20 @@ from data.encoding.splits import draw_mappings
 from data.errors import DataError
 from data.preprocess.prepared import embedding_sizes, encoded_features, write_prepared
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, MULTIHOT, NUMERICAL, ONEHOT, TEST, TRAIN, VALID, Feature, name_mistake
+from data.spec.features import LABEL, MAP, TEST, TRAIN, VALID, Feature, name_mistake
 from data.spec.task_types import TASK_TYPES, LabelKind
 from trainer.recommender.columns import (
-    KINDS,
+    VECTOR,
     RawColumn,
-    fit_encoder,
+    encode_column,
+    fit_encoders,
     read_column,
     require_columns,
     require_frame,
     require_mapping,
 )
 from trainer.recommender.entities import Entities, RawEntities
+from trainer.recommender.roles import Roles, find_roles
 from trainer.tasks.group import GroupTask
 from trainer.tasks.task import task_type
 
@@ -51,7 +55,9 @@ class Interactions:
         context: further feature columns of `frame`.
         users: user features, one row per user, with the raw id in the column `user`.
         items: item features, one row per item, with the raw id in the column `item`.
-        kinds: maps feature columns to "categorical", "numerical" or "multihot".
+        kinds: maps feature columns to their kinds; those of others are inferred from their values.
+        sequences: maps the name of each sequence to its features, target, encoder and order.
+        tables: maps categorical columns to the table that they share with others.
 
     Raises:
         DataError: if a table is not a data frame, a column is missing, duplicated or has a name that datasets do not
@@ -66,6 +72,8 @@ class Interactions:
     users: pd.DataFrame | None = None
     items: pd.DataFrame | None = None
     kinds: Mapping[str, str] | None = None
+    sequences: Mapping[str, Mapping[str, Any]] | None = None
+    tables: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         require_frame(self.frame, "interactions")
@@ -75,32 +83,31 @@ class Interactions:
             raise DataError("interactions has no rows")
         if not self.tasks:
             raise DataError(f"tasks names no column; give the type of each label, as in {TASKS_EXAMPLE}")
-        features = [*self.context, *self._known_features("users", self.user), *self._known_features("items", self.item)]
-        names = [self.user, self.item, *self.tasks, *features]
+        names = [self.user, self.item, *self.tasks, *(str(name) for own in self._sources.values() for name in own)]
         for name in names:
             if mistake := name_mistake(name):
                 raise DataError(f"columns: {mistake}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"columns {', '.join(twice)} have two roles; rename or drop one of each")
-        kinds = self.kinds or {}
-        require_mapping(kinds, "kinds", f"{{'age': '{KINDS[0]}'}}")
-        for name, kind in kinds.items():
-            if kind not in KINDS or name not in features:
-                raise DataError(
-                    f"kinds: {name!r}: {kind!r}; expected a feature's column, and one of {', '.join(KINDS)}"
-                )
         for name, kind in self.tasks.items():
             _check_label(self.frame[name], kind)
 
-    def _known_features(self, argument: str, key: str) -> list[str]:
-        """Returns the feature columns of `users` or `items`, that is, all but the id column."""
-        table = getattr(self, argument)
-        if table is None:
-            return []
-        require_frame(table, argument)
-        require_columns(table, [key, *table.columns], f"{argument}, the table of {key!r},")
-        return [name for name in table if name != key]
+    @cached_property
+    def _sources(self) -> dict[str, pd.DataFrame]:
+        """The columns of features by the argument that holds them."""
+        found = {}
+        for argument, table, key in (("users", self.users, self.user), ("items", self.items, self.item)):
+            if table is not None:
+                require_frame(table, argument)
+                require_columns(table, [key, *table.columns], f"{argument}, the table of {key!r},")
+                found[argument] = table.drop(columns=key)
+        return found | {"context": self.frame[[*self.context]]}
+
+    def _roles(self) -> Roles:
+        """Returns the roles of all features."""
+        stated = self.kinds or {}, self.sequences or {}, self.tables or {}
+        return find_roles((self.user, self.item), next(iter(self.tasks)), self._sources, *stated)
 
     def write(self, folder: Path, *, validation: float, seed: int) -> tuple[Entities, Entities]:
         """Writes a dataset whose encoders are fitted on its training rows.
@@ -114,33 +121,34 @@ class Interactions:
             The encoded users and the encoded items.
 
         Raises:
-            DataError: if values cannot be encoded, or the fraction leaves no rows for training or for validation.
+            DataError: if kinds, sequences or tables are invalid, values cannot be encoded, or the fraction leaves no
+                rows for training or for validation.
         """
-        in_train = self._in_train(validation, seed)
-        kinds = self.kinds or {}
+        in_train, roles = self._in_train(validation, seed), self._roles()
         sides = [
-            RawEntities(self.user, self.frame[self.user], self.users, kinds),
-            RawEntities(self.item, self.frame[self.item], self.items, kinds),
+            RawEntities(self.user, self.frame[self.user], self.users, roles.kinds, roles.steps),
+            RawEntities(self.item, self.frame[self.item], self.items, roles.kinds, roles.steps),
         ]
-        encoders: dict[str, Encoder] = {}
-        columns: list[RawColumn] = []
-        for side in sides:
-            # Each entity's features are stored once but weigh as often as it occurs in training rows. The last entry,
-            # for unknown ids, has weight 0.
-            weights = np.bincount(side.rows[in_train], minlength=len(side.keys) + 1)
-            encoders |= {column.name: fit_encoder(column, weights) for column in side.columns}
-            columns += side.columns
-        context = [read_column(self.frame, name, kinds) for name in self.context]
-        encoders |= {column.name: fit_encoder(column, in_train.astype(np.int64)) for column in context}
-        hotness = {column.name: _longest(column) for column in [*columns, *context] if column.kind == "multihot"}
-        users, items = (side.encoded(encoders) for side in sides)
-        features = {column.name: encoders[column.name].encode(column.values) for column in context}
+        context = [
+            read_column(self.frame[name], roles.kinds[name], is_step=name in roles.steps) for name in self.context
+        ]
+        # Each entity's features are stored once but weigh as often as it occurs in training rows. The last entry, for
+        # unknown ids, has weight 0.
+        weights = [np.bincount(side.rows[in_train], minlength=len(side.keys) + 1) for side in sides]
+        weighted = [(column, own) for side, own in zip(sides, weights, strict=True) for column in side.columns]
+        weighted += [(column, in_train.astype(np.int64)) for column in context]
+        encoders = fit_encoders(weighted, roles.tables)
+        users, items = (side.encoded(encoders, roles.dimensions) for side in sides)
+        features = {
+            column.name: encode_column(encoders[column.name], column.values, roles.dimensions.get(column.name))
+            for column in context
+        }
         for raw, entities in zip(sides, (users, items), strict=True):
             features |= {name: values[raw.rows] for name, values in entities.features.items()}
         rows = pd.DataFrame(features | self._labels())
         held_out = [rows[~in_train]]  # validates; a dataset must have a mapping `test`, too
         mappings = {TRAIN: [rows[in_train]], VALID: held_out, TEST: held_out}
-        spec = self._specification(encoders, hotness, folder)
+        spec = self._specification(roles, encoders, [column for column, _ in weighted], folder)
         write_prepared(folder, spec, mappings, encoders, embedding_sizes(encoders))
         return users, items
 
@@ -159,21 +167,20 @@ class Interactions:
     def _labels(self) -> dict[str, np.ndarray]:
         return {name: as_numbers(name, self.frame[name]).astype(np.float32) for name in self.tasks}
 
-    def _specification(self, encoders: Mapping[str, Encoder], hotness: Mapping[str, int], folder: Path) -> FeatureSpec:
+    def _specification(
+        self, roles: Roles, encoders: Mapping[str, Encoder], columns: Sequence[RawColumn], folder: Path
+    ) -> FeatureSpec:
+        hotness = {column.name: column.longest for column in columns if column.is_list and column.kind != VECTOR}
         features = encoded_features(encoders, hotness)
-        numerical = [name for name, feature in features.items() if feature.cardinality is None]
-        channels = {
-            ONEHOT: tuple(name for name in features if name not in hotness and name not in numerical),
-            MULTIHOT: tuple(hotness),
-            NUMERICAL: tuple(numerical),
-            LABEL: tuple(self.tasks),
-            MAP: (),
-        }
+        for name, feature in features.items():
+            features[name] = replace(feature, table=roles.tables.get(name), dimension=roles.dimensions.get(name))
+        channels = roles.channels(features) | {LABEL: tuple(self.tasks), MAP: ()}
+        sequences = tuple(replace(own, length=hotness[own.features[0]]) for own in roles.sequences)
         for name, kind in self.tasks.items():
             # Rows without a label are ignored for that task only.
             missing = "ignore" if self.frame[name].isna().any() else "error"
             features[name] = Feature(name=name, dtype="float32", task=kind, missing=missing)
-        return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"})
+        return FeatureSpec(folder, features, {}, channels, {"dataset": "recommender"}, sequences)
 
 
 def _check_label(labels: pd.Series, kind: str) -> None:
@@ -191,7 +198,3 @@ def _check_label(labels: pd.Series, kind: str) -> None:
     wrong = known[~valid]
     if len(wrong):
         raise DataError(f"column {labels.name!r} is a {kind} label and holds {wrong[0]:g}; expected {expected}")
-
-
-def _longest(column: RawColumn) -> int:
-    return max(1, *(len(entry) for entry in column.values if entry is not None))

@@ -70,6 +70,8 @@ class Recommender:
         items: pd.DataFrame | None = None,
         context: Sequence[str] = (),
         kinds: Mapping[str, str] | None = None,
+        sequences: Mapping[str, Mapping[str, Any]] | None = None,
+        tables: Mapping[str, str] | None = None,
         validation: float = 0.1,
     ) -> "Recommender":
         """Trains a new model and keeps the weights of its best epoch on the validation data.
@@ -83,8 +85,15 @@ class Recommender:
             users: user features, one row per user. The column `user` holds the id, all other columns are features.
             items: item features, one row per item. The column `item` holds the id, all other columns are features.
             context: further feature columns of `interactions`, whose values are needed for every prediction.
-            kinds: maps feature columns to "categorical", "numerical" or "multihot" (lists of categories). By default
-                numbers and booleans are numerical, lists multi-hot, and all other values categorical.
+            kinds: maps feature columns to "categorical", "numerical", "multihot" (lists of categories) or "vector"
+                (lists of equally many numbers). By default numbers and booleans are numerical, lists multi-hot, and all
+                other values categorical. In a sequence, lists are "numerical" or "categorical"; by default,
+                floating-point numbers are numerical and all other items categorical.
+            sequences: maps the name of each sequence to its keys, as in a feature specification (see docs/features.md):
+                `features`, columns of lists that are equally long in every row, all in `users`, all in `items` or all
+                in `context`; and optionally `target`, `encoder` and `order`.
+            tables: maps categorical columns to the embedding table that they share, and with it their vocabulary. The
+                table of a column that is not named is called like the column, as in `{"clicked": "item_id"}`.
             validation: fraction of the interactions to hold out for validation.
 
         Returns:
@@ -95,7 +104,7 @@ class Recommender:
         """
         if not isinstance(context, list | tuple):
             raise DataError(f"context is {shown(context)}; expected a list of columns, as in ['hour']")
-        data = Interactions(interactions, user, item, tasks, tuple(context), users, items, kinds)
+        data = Interactions(interactions, user, item, tasks, tuple(context), users, items, kinds, sequences, tables)
         seed = int(self._options.get("seed") or 0)
         with tempfile.TemporaryDirectory(prefix="recommender-") as folder:
             dataset = Path(folder) / "data"

@@ -1,6 +1,7 @@
 """Predictions from encoded features, with one compiled forward pass for any number of rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from data.errors import DataError
 from data.loading.batch import PAD
 from data.loading.lists import Lists
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.layout import CategoricalInput, ModelInputs
+from trainer.layout import CategoricalInput, ModelInputs, VectorInput
 from trainer.tasks.task import logit_columns
 
 # Rows per forward pass, which bounds the memory for activations.
@@ -46,30 +47,61 @@ class Scorer:
         Columns of features that are not given are 0, so the matrices of disjoint sets of features can be added up.
 
         Args:
-            features: some or all input features of the model by name, each [rows] ids, lists of ids, or numbers; and
-                for ids in lists that have weights, lists of equally many numbers under the name of these.
+            features: some or all input features of the model by name, each [rows] ids, lists of ids, numbers, or lists
+                of as many numbers as a vector has. Ids in lists that have weights come with lists of equally many
+                numbers under the name of these, and all features of a sequence come together, with lists of ids or
+                numbers that are equally long in each row.
             rows: number of rows.
 
         Raises:
-            DataError: if an id is out of range, a number is not finite, or a list has more or fewer weights than ids.
+            DataError: if an id is out of range, a number is not finite, or a list has not the length that it must have.
         """
-        ids = np.zeros((rows, self._layout.id_columns), np.int32)
-        numerical = np.zeros((rows, len(self._layout.numerical)), np.float32)
-        for columns in self._layout.categorical:
-            if columns.name in features:
-                values = features[columns.name]
-                made = _padded(columns, values) if columns.multihot else _ids(columns, values)[:, None]
-                ids[:, columns.start : columns.stop] = made
-        for index, name in enumerate(self._layout.numerical):
+        layout, lists = self._layout, self._lists(features)
+        ids = np.zeros((rows, layout.id_columns), np.int32)
+        for columns in layout.categorical:
+            if columns.name in lists:
+                ids[:, columns.start : columns.stop] = self._padded(columns.name, lists, columns.hotness, PAD)
+            elif columns.name in features:
+                ids[:, columns.start] = _ids(columns, features[columns.name])
+        numerical = np.zeros((rows, len(layout.numerical)), np.float32)
+        for index, name in enumerate(layout.numerical):
             if name in features:
                 numerical[:, index] = _numbers(name, features[name])
-        weights = np.zeros((rows, self._layout.weight_columns), np.float32)
-        for columns, places in self._layout.weighted.items():
-            if columns.name in features:
-                weights[:, places] = _padded_weights(columns, features[columns.weights], features[columns.name])
-        # Data frames have no sequences and no vectors.
-        widths = self._layout.number_columns, self._layout.vector_columns
-        return ModelInputs(ids, numerical, weights, *(np.zeros((rows, width), np.float32) for width in widths))
+        weights = {columns.weights: places for columns, places in layout.weighted.items()}
+        of_lists = (self._joined(own, lists, rows) for own in (weights, layout.sequence_numbers, layout.vector_places))
+        return ModelInputs(ids, numerical, *of_lists)
+
+    def _lists(self, features: Mapping[str, Values] | pd.DataFrame) -> dict[str, Lists]:
+        """Returns the lists among the features, [rows, 1] each, after checking them."""
+        layout = self._layout
+        read: dict[str, Callable[[Values], np.ndarray]] = {
+            columns.name: partial(_ids, columns) for columns in layout.categorical if columns.multihot
+        }
+        weights = [columns.weights for columns in layout.weighted]
+        read |= {name: partial(_numbers, name) for name in (*weights, *layout.sequence_numbers, *layout.vector_places)}
+        lists = {name: _as_lists(name, features[name], own) for name, own in read.items() if name in features}
+        for columns in layout.weighted:
+            _check_lengths(lists, columns.name, columns.weights, "each id has one weight")
+        for sequence in layout.sequences:
+            for name in (*sequence.features[1:], *sequence.numbers):
+                _check_lengths(lists, sequence.features[0], name, f"they are columns of the sequence {sequence.name!r}")
+        for vector in layout.vectors:
+            if vector.name in lists:
+                _check_dimension(vector, lists[vector.name])
+        return lists
+
+    def _joined(self, places: Mapping[str, slice], lists: Mapping[str, Lists], rows: int) -> np.ndarray:
+        """Returns numbers in lists as a matrix, [rows, width] float32, with each column of lists at its place."""
+        matrix = np.zeros((rows, sum(place.stop - place.start for place in places.values())), np.float32)
+        for name, place in places.items():
+            if name in lists:
+                matrix[:, place] = self._padded(name, lists, place.stop - place.start, 0)
+        return matrix
+
+    def _padded(self, name: str, lists: Mapping[str, Lists], width: int, padding: int) -> np.ndarray:
+        """Returns lists as a matrix, [rows, width]; of longer ones the first items, or the newest of a sequence."""
+        cut = lists[name].cut([width], keep_last=name in self._layout.newest_last)
+        return cut.padded([width], padding)
 
     def predict(self, inputs: ModelInputs) -> np.ndarray:
         """Predicts for input matrices as returned by `matrices`.
@@ -87,44 +119,47 @@ class Scorer:
         return np.concatenate([task.predictions(logits[:, of_task]) for task, of_task in columns], axis=1)
 
 
-def _padded(columns: CategoricalInput, values: Values) -> np.ndarray:
-    """Converts lists of ids to a matrix [rows, hotness] int32, truncating longer lists and padding others with PAD."""
-    lists = as_lists(columns.name, values)
-    _check_known(columns.name, np.array([entry is not None for entry in lists], bool))
+def _as_lists(name: str, values: Values, read: Callable[[Values], np.ndarray]) -> Lists:
+    """Converts lists of ids or numbers, [rows], to [rows, 1] lists; `read` checks and converts their items."""
+    lists = as_lists(name, values)
+    _check_known(name, np.array([entry is not None for entry in lists], bool))
     lengths = np.fromiter((len(entry) for entry in lists), np.int32, len(lists))
-    ids = np.empty(0, np.int64)
-    if lengths.any():
-        ids = _ids(columns, np.concatenate([np.asarray(entry) for entry in lists if len(entry)]))
-    whole = Lists(ids.astype(np.int32), lengths[:, np.newaxis])
-    return whole.cut([columns.hotness]).padded([columns.hotness], PAD)
+    items = [np.asarray(entry) for entry in lists if len(entry)]
+    return Lists(read(np.concatenate(items) if items else np.empty(0, np.int32)), lengths[:, np.newaxis])
 
 
-def _padded_weights(columns: CategoricalInput, values: Values, ids: Values) -> np.ndarray:
-    """Converts lists of weights to a matrix [rows, hotness] float32 like that of their ids, padded with 0."""
-    lists = as_lists(columns.weights, values)
-    _check_known(columns.weights, np.array([entry is not None for entry in lists], bool))
-    lengths = np.fromiter((len(entry) for entry in lists), np.int32, len(lists))
-    numbers = _numbers(columns.weights, np.concatenate([np.empty(0), *map(np.asarray, lists)]))
-    of_ids = np.fromiter((len(entry) for entry in as_lists(columns.name, ids)), np.int32, len(lists))
-    differs = np.flatnonzero(lengths != of_ids)
+def _check_lengths(lists: Mapping[str, Lists], first: str, second: str, why: str) -> None:
+    """Raises a DataError if the lists of two columns that are given differ in length in a row."""
+    if first not in lists and second not in lists:
+        return
+    lengths, others = lists[first].lengths, lists[second].lengths
+    differs = np.flatnonzero(lengths != others)
     if len(differs):
         row = int(differs[0])
         raise DataError(
-            f"column {columns.weights!r} has {lengths[row]} weights in row {row}, and {columns.name!r} has "
-            f"{of_ids[row]} ids; each id has one weight"
+            f"column {second!r} has {others[row, 0]} items in row {row}, and {first!r} has {lengths[row, 0]}; {why}"
         )
-    return Lists(numbers, lengths[:, np.newaxis]).cut([columns.hotness]).padded([columns.hotness], 0)
+
+
+def _check_dimension(vector: VectorInput, lists: Lists) -> None:
+    wrong = np.flatnonzero(lists.lengths != vector.dimension)
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"column {vector.name!r} has {lists.lengths[row, 0]} numbers in row {row}; expected a vector of "
+            f"{vector.dimension}"
+        )
 
 
 def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:
-    """Checks that ids lie within the embedding table and returns them as [n] int64."""
+    """Checks that ids lie within the embedding table and returns them as [n] int32."""
     ids = as_keys(columns.name, values)
     wrong = ids if ids.dtype == object else ids[(ids >= columns.cardinality) | (ids < 0)]
     if len(wrong):
         raise DataError(
             f"column {columns.name!r} holds the id {wrong.tolist()[0]!r}; encoded ids lie in [0, {columns.cardinality})"
         )
-    return ids
+    return ids.astype(np.int32)
 
 
 def _numbers(name: str, values: Values) -> np.ndarray:

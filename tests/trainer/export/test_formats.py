@@ -91,7 +91,7 @@ def test_encoded_rows_need_a_weight_for_each_id(tmp_path):
     scorer = Scorer(write_run(tmp_path / "run", weighted=True, model="wide_deep"))
     inputs = scorer.matrices({"tags": [[3, 5], []], "tag_share": [[0.5, 2.0], []]}, 2)
     assert inputs.weights.tolist() == [[0.5, 2, 0], [0, 0, 0]]
-    with pytest.raises(DataError, match="'tag_share' has 1 weights in row 1, and 'tags' has 2 ids"):
+    with pytest.raises(DataError, match="'tag_share' has 1 items in row 1, and 'tags' has 2; each id has one weight"):
         scorer.matrices({"tags": [[3], [5, 7]], "tag_share": [[0.5], [2.0]]}, 2)
 
 

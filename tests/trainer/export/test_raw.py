@@ -157,10 +157,10 @@ def test_every_encoder_in_a_graph_is_the_plain_one(every, rows):
     columns = layout.columns
     assert columns["moment"] == RawInput("moment", "int64", is_time=True)
     assert columns["age"].dtype == "int64" and columns["price"].dtype == "float64"
+    assert columns["clicked"] == RawInput("clicked", "string", None) and columns["ages"].dtype == "int64"
+    assert columns["title"] == RawInput("title", "float32", 5)
     given = raw_inputs(columns, raw)
-    signature = {
-        name: tf.TensorSpec([None, None if column.is_list else 1], column.dtype) for name, column in columns.items()
-    }
+    signature = {name: tf.TensorSpec([None, column.width], column.dtype) for name, column in columns.items()}
     compiled = tf.function(every.matrices, input_signature=[signature])
     inputs = compiled({name: tf.constant(values) for name, values in given.items()})
     found = named_inputs(layout.model, ModelInputs(*(matrix.numpy() for matrix in inputs)))

@@ -118,3 +118,11 @@ def test_an_id_out_of_range_fails_its_own_request(model, layout):
     first, second, third = model.execute(requests)
     assert second.error == "feature 'identity' has the id 60, out of range [0, 60)"
     assert first.error is None and third.error is None and len(third.tensors[0].array) == 5
+
+
+def test_a_sequence_of_columns_of_different_lengths_fails_its_own_request(model, layout):
+    requests = [raw_inputs(layout.columns, sample_rows(layout, rows)[0]) for rows in (3, 20, 5)]
+    requests[0]["ages"] = requests[0]["ages"][:, :1]
+    first, second, third = model.execute(requests)
+    assert "of a sequence need matrices of the same length" in first.error
+    assert second.error is None and third.error is None and len(second.tensors[0].array) == 20

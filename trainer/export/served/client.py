@@ -2,9 +2,9 @@
 
 python client.py --url http://localhost:8000 --model recommender --rows example.json
 
-The file of rows holds, for each feature, a list per row: one id, the ids of a multi-hot feature padded with -1 to its
-full width, or one number. What comes back are lists per row for each task: a probability, the value of a regression,
-or the probabilities of classes.
+The file of rows holds, for each feature, a list per row: one id, the ids of a multi-hot feature or of a sequence padded
+with -1 to their full width, one number, or the numbers of a sequence or a vector. What comes back are lists per row for
+each task: a probability, the value of a regression, or the probabilities of classes.
 """
 
 import argparse

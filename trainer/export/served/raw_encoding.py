@@ -156,7 +156,7 @@ class RawEncoder:
         folder: folder of `layout.json`.
 
     Attributes:
-        inputs: type of each raw column by name: string, int64 or float64.
+        inputs: type of each raw column by name: string, int64 or float64; float32 for a vector.
         lists: names of the columns of lists.
     """
 
@@ -165,34 +165,41 @@ class RawEncoder:
         self.inputs = {name: column["dtype"] for name, column in layout["columns"].items()}
         self.lists = {name for name, column in layout["columns"].items() if column["is_list"]}
         self._columns, self._outputs = layout["columns"], layout["outputs"]
+        self._steps = {feature: tuple(columns) for feature, columns in layout["steps"].items()}
+        self._vectors = layout["vectors"]
         self._groups = [(group, _encode_function(group, folder)) for group in layout["groups"]]
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> Arrays:
         """Encodes raw columns.
 
         Args:
-            raw: [rows, 1], or [rows, length] for columns of lists, by column name.
+            raw: [rows, 1], [rows, length] for columns of lists, or [rows, dimension] for vectors, by column name.
 
         Returns:
             [rows, width] int32 ids or float32 numbers by feature name.
 
         Raises:
-            ValueError: if a value is not an id of its feature; the message names both.
+            ValueError: if a value is not an id of its feature, or the columns of a sequence differ in length; the
+                message names them.
         """
-        singles, made, nulls = self._singles(raw), Arrays(), Arrays()
+        self.check_lengths(raw)
+        singles = self._singles(raw)
+        lists = {name: read_column([self._columns[name]], [raw[name]]) for name in self.lists}
+        made, nulls = {feature: raw[column] for feature, column in self._vectors.items()}, Arrays()
+        ends = {columns: _end([lists[name].null for name in columns]) for columns in set(self._steps.values())}
         for group, encode in self._groups:
             features = group["features"]
             if group["kind"] == "cross":
-                read = of_ids = self._crossed(group, raw, singles, made, nulls)
+                read = of_ids = self._crossed(group, lists, singles, made, nulls)
             elif group["is_list"]:
                 (name,) = group["columns"]
-                ids = self._columns[name]["ids"]  # the column of the ids whose weights these are, or the column itself
-                read = self._list(raw, name)
-                of_ids = read if ids == name else self._list(raw, ids)
+                # The column of the ids whose weights these are, or the column itself.
+                read, of_ids = lists[name], lists[self._columns[name]["ids"]]
             else:
                 read = of_ids = self._selected(singles, group["columns"])
             if group["is_list"]:
-                nulls[features[0]] = of_ids.null
+                steps = self._steps.get(features[0])
+                nulls[features[0]] = of_ids.null if steps is None else ends[steps]
             for feature, part in zip(features, _split(encode(read), len(features)), strict=True):
                 made[feature] = part  # of lists, all items, which crosses take
         return {feature: self._output(feature, made[feature], nulls.get(feature)) for feature in self._outputs}
@@ -202,14 +209,19 @@ class RawEncoder:
         made = values if null is None else self._padded(feature, values, null)
         return made.astype(self._outputs[feature]["dtype"])
 
-    def _list(self, raw: Mapping[str, np.ndarray], name: str) -> Values:
-        """Returns a column of lists, [rows, length]."""
-        return read_column([self._columns[name]], [raw[name]])
+    def check_lengths(self, raw: Mapping[str, np.ndarray]) -> None:
+        """Raises a ValueError if the columns of a sequence differ in length."""
+        for columns in set(self._steps.values()):
+            lengths = [raw[name].shape[1] for name in columns]
+            if len(set(lengths)) > 1:
+                raise ValueError(
+                    f"the columns {', '.join(columns)} of a sequence need matrices of the same length, not of {lengths}"
+                )
 
     def _singles(self, raw: Mapping[str, np.ndarray]) -> "Singles":
         """Joins the columns without lists by type: {type: (place of each column, values)}."""
         singles = {}
-        for dtype in dict.fromkeys(self.inputs.values()):
+        for dtype in (TEXT, "int64", "float64"):
             names = [name for name, kind in self.inputs.items() if kind == dtype and name not in self.lists]
             if names:
                 values = read_column([self._columns[name] for name in names], [raw[name] for name in names])
@@ -228,7 +240,7 @@ class RawEncoder:
         return Values(values, whole.null[:, chosen], texts)
 
     def _crossed(
-        self, group: dict[str, Any], raw: Mapping[str, np.ndarray], singles: "Singles", made: Arrays, nulls: Arrays
+        self, group: dict[str, Any], lists: Mapping[str, Values], singles: "Singles", made: Arrays, nulls: Arrays
     ) -> Values:
         """Returns the keys of a cross, [rows, 1] int64, not null; with a list [rows, length], null where that is."""
         hashes, null = np.zeros(1, np.uint64), np.zeros(1, bool)
@@ -236,7 +248,7 @@ class RawEncoder:
             if is_feature:
                 key, missing = mix(made[name].astype(np.int64).view(np.uint64)), nulls.get(name, null)
             else:
-                read = self._list(raw, name) if is_list else self._selected(singles, [name])
+                read = lists[name] if is_list else self._selected(singles, [name])
                 key, missing = np.where(read.null, NULL_HASH, read.hashes), read.null
             hashes, null = mix(hashes ^ key), missing if is_list else null
         return Values(hashes.view(np.int64), np.broadcast_to(null, hashes.shape))
@@ -273,6 +285,16 @@ def read_column(columns: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarra
     if any(column["is_time"] for column in columns):
         values = values * np.array([TICKS_PER_SECOND if column["is_time"] else 1 for column in columns])
     return Values(values, null)
+
+
+def _end(nulls: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns which steps of a sequence come after the last one that has a value in a column, [rows, length] bool.
+
+    Args:
+        nulls: which values of each column are null, [rows, length] bool.
+    """
+    null = np.logical_and.reduce(nulls)
+    return np.logical_and.accumulate(null[:, ::-1], axis=1)[:, ::-1]
 
 
 # Encoders: functions of the settings of a group and of values, one column for each of its features.

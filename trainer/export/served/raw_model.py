@@ -67,9 +67,13 @@ class TritonPythonModel:
         """Joins the rows of requests; lists are padded to the longest one."""
         if len(rows) == 1:
             return rows[0]
+        for one in rows:
+            self._encoder.check_lengths(one)  # which the padding changes
         return {name: np.concatenate(self._padded(name, [one[name] for one in rows])) for name in rows[0]}
 
-    def _padded(self, name: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _padded(self, name: str, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        if name not in self._encoder.lists:
+            return arrays
         width, null = max(array.shape[1] for array in arrays), NULL[self._encoder.inputs[name]]
         return [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=null) for one in arrays]
 
