@@ -23,10 +23,9 @@ BATCH_SIZES = (256, 65_536)
 # sum of losses + sum w^2 / (2 PRIOR_STD^2), so the mean loss of N rows goes with a factor of 1 / (2 N PRIOR_STD^2). On
 # fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
-# Where ids are rare, a stronger prior is better, provided that hidden layers are normalized and that numbers do not
-# outweigh embeddings. The factor is the first up to SMALL_ROWS rows, and falls from there on. Numbers get a deviation
-# of so many times the prior's.
-SMALL_L2, SMALL_ROWS = 0.005, 600_000
+# Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
+# outweigh embeddings: they get a deviation of so many times the prior's. From SMALL_ROWS rows on, the prior widens.
+SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
 NUMBERS_OVER_PRIOR = 2.5
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
@@ -150,9 +149,11 @@ def l2_for(rows: int, *, are_small: bool) -> float:
         rows: number of training rows.
         are_small: whether embeddings are to be small, beside numbers that are.
     """
-    prior = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
-    small = SMALL_L2 * min(1.0, SMALL_ROWS / rows) ** 1.5
-    return float(f"{max(prior, small) if are_small else prior:.2g}")
+    factor = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
+    if are_small:
+        small = min(LARGEST_SMALL_L2, 1 / (2 * rows * SMALL_STD**2)) * min(1.0, SMALL_ROWS / rows) ** 0.5
+        factor = max(factor, small)
+    return float(f"{factor:.2g}")
 
 
 def scale_for(rows: int, l2: float) -> float:

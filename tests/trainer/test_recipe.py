@@ -63,9 +63,9 @@ def test_numbers_are_a_multiple_of_the_prior():
 
 
 def test_l2_of_small_embeddings_falls_to_the_prior():
-    factors = [l2_for(rows, are_small=True) for rows in (100, 600_000, 6_000_000, 100_000_000)]
-    # 0.005 / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
-    assert factors == [0.005, 0.005, 0.00016, 3.1e-06]
+    factors = [l2_for(rows, are_small=True) for rows in (100, 300_000, 600_000, 6_000_000, 100_000_000)]
+    # 1 / (2 * 300,000 * 0.013^2); a half; a half / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
+    assert factors == [0.02, 0.0099, 0.0049, 0.00016, 3.1e-06]
 
 
 @pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
@@ -80,10 +80,10 @@ def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, unit
 @pytest.mark.parametrize(
     ("rows", "flags", "scale", "l2"),
     [
-        (698, {}, 0.95, 0.005),  # 2.5 / sqrt(2 * 698 * 0.005) = 0.946...
+        (698, {}, 0.47, 0.02),  # 2.5 / sqrt(2 * 698 * 0.02) = 0.473...
         (700, {}, 1.0, 0.001),
         (698, {"xla": True}, 1.0, 0.001),
-        (698, {"xla": True, "batch_norm": True}, 0.95, 0.005),
+        (698, {"xla": True, "batch_norm": True}, 0.47, 0.02),
         (698, {"batch_norm": False}, 1.0, 0.001),
     ],
 )
