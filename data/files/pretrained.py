@@ -24,6 +24,11 @@ _BUFFER_BYTES = 1 << 20
 HINT = "correct `pretrained` in the feature specification, or write the file"
 
 
+def vectors_file(feature: str) -> str:
+    """Returns the name of a feature's file of vectors in a dataset: none that a file of rows can have."""
+    return f"{feature}.vectors.parquet"
+
+
 class Block(NamedTuple):
     """Consecutive rows of a file.
 

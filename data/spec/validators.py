@@ -247,6 +247,11 @@ def _check_looked_up(feature: Feature, channel_of: Mapping[str, str], parts: Par
         yield Problem(path, f"{of!r} has `{SERVE}`, so that predictions do not know it; name another feature")
 
 
+def _is_looked_up(feature: Feature) -> bool:
+    """Whether a vector is looked up in a file, even if the path of that is malformed, and not stored in rows."""
+    return feature.pretrained is not None or feature.of is not None
+
+
 def check_dimension_of_pretrained(parts: Parts) -> Iterator[Problem]:
     """Checks that pretrained vectors state their dimension, so that no file is needed to know the model."""
     for feature in parts.in_channels(VECTOR):
@@ -535,7 +540,7 @@ def check_chunk_types(parts: Parts) -> Iterator[Problem]:
 
 def check_chunk_features(parts: Parts) -> Iterator[Problem]:
     """Checks that chunks list existing features, each at most once per mapping, and none that is looked up."""
-    looked_up = {feature.name for feature in parts.in_channels(VECTOR) if feature.pretrained is not None}
+    looked_up = {feature.name for feature in parts.in_channels(VECTOR) if _is_looked_up(feature)}
     for chunks in parts.sources.values():
         yield from _check_names((entry for chunk in chunks for entry in chunk.features), parts)
         for path, name in (entry for chunk in chunks for entry in chunk.features):
@@ -549,10 +554,10 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
     Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
     labels is evaluated.
     """
-    stored = [feature for feature in parts.in_channels(*INPUT_CHANNELS) if feature.pretrained is None]
-    inputs = {feature.name: None for feature in stored if feature.serve is None}
+    inputs_of_rows = [feature for feature in parts.in_channels(*INPUT_CHANNELS) if not _is_looked_up(feature)]
+    inputs = {feature.name: None for feature in inputs_of_rows if feature.serve is None}
     inputs |= {feature.weights: None for feature in parts.in_channels(MULTIHOT) if feature.weights in parts.features}
-    of_train = {feature.name: None for feature in (*stored, *parts.in_channels(LABEL))}
+    of_train = {feature.name: None for feature in (*inputs_of_rows, *parts.in_channels(LABEL))}
     of_train |= {feature.name: None for feature in parts.features.values() if feature.role is not None}
     for mapping, chunks in parts.sources.items():
         held = {entry.text for chunk in chunks for entry in chunk.features}
