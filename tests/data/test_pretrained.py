@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import check_dataset
+import gen_csv
 import preprocess
 from data.encoding.encoder_files import load_encoders
 from data.encoding.hashing import hash_values
@@ -24,7 +25,7 @@ from data.spec.feature_spec import FeatureSpec
 from tests.data import csv_documents
 from tests.data.raw_spec_samples import raw_problems
 from tests.data.sample_specs import GONE, changed, check_only_problem, problems_of
-from tests.helpers import must
+from tests.helpers import ROOT, must
 
 NAN, INF = float("nan"), float("inf")
 TEXT = "feature_spec.text"
@@ -241,6 +242,33 @@ def test_transcoding_copies_the_files(tmp_path: Path) -> None:
     assert read(spec) == {0: [1.0, 2.0], 1: [3.0, 4.0]}
 
 
+def test_labels_depend_on_random_vectors(tmp_path: Path) -> None:
+    """A linear model of the vectors that the rows look up predicts the label that depends on them."""
+    document = {
+        "feature_spec": {
+            "item": {"dtype": "int32", "cardinality": 5000, "wide": "no"},
+            "text": {"pretrained": "texts/items.parquet", "of": "item", "dimension": 6, "dtype": "float16"},
+            "click": {"dtype": "float32"},
+        },
+        "source_spec": {name: [csv_documents.chunk(["item", "click"], [f"{name}.csv"])] for name in ("train", "test")},
+        "channel_spec": {"onehot_categorical": ["item"], "vector": ["text"], "label": ["click"]},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(document))
+    flags = ["--feature_spec_in", str(tmp_path / "spec.yaml"), "--output", str(tmp_path / "csv"), "--signal", "4"]
+    must(gen_csv.main([*flags, "--size", "8000"]))
+    assert gen_csv.main([*flags[:3], str(tmp_path / "csv"), "--size", "8000"]) == 2  # it overwrites nothing
+    spec = transcode(tmp_path / "csv" / "feature_spec.yaml", tmp_path / "out", rows_per_file=10**4, min_files=1)
+    vectors = read(spec)
+    assert sorted(vectors) == list(range(5000))
+    rows = pq.read_table(spec.files("train")[0]).to_pydict()
+    x = np.array([[*vectors[item], 1] for item in rows["item"]])
+    labels = np.array(rows["click"])
+    assert abs(x[:, 0].mean()) < 0.1 and abs(x[:, 0].std() - 1) < 0.1
+    slopes = np.linalg.lstsq(x[:4000], labels[:4000], rcond=None)[0]
+    assert np.mean((x[4000:] @ slopes > 0.5) == labels[4000:]) > 0.65
+    assert check_dataset.main([str(tmp_path / "out")]) == 0
+
+
 # Raw values.
 
 RAW: dict[str, Any] = {
@@ -376,6 +404,26 @@ def test_bad_files_of_raw_values(tmp_path: Path, capsys: Any, parts: dict[str, A
     assert (status == 0) == (not words)  # another name than `of` is fine for the only column
     assert words in capsys.readouterr().err
     assert (tmp_path / "data").exists() == (not words)
+
+
+def test_the_documented_example(tmp_path: Path, capsys: Any) -> None:
+    page = (ROOT / "docs" / "features.md").read_text()
+    raw = yaml.safe_load(page.split("### Vectors of a file")[1].split("```yaml")[1].split("```")[0])
+    raw["source_spec"] = {"logs": [{"type": "csv", "header": True, "files": ["logs.csv"]}]}
+    raw["split"] = {"from": "logs", "last": {"test": 0.5}}
+    (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "logs.csv").write_text("click,item,bought\n" + "1,a,b c\n0,b,a\n0,c,\n1,a,c\n")
+    pq.write_table(pa.table({"v": [[1.0], [2.0], [3.0]], "item": ["c", "d", "a"]}), tmp_path / "item_vectors.parquet")
+    must(preprocess.main(["--input", str(tmp_path), "--output", str(tmp_path / "data")]))
+    encoder, spec = load_encoders(tmp_path / "data" / "workflow")["item"], spec_of(tmp_path)
+    expected = dict(zip(encoder.encode(["c", "a"]).tolist(), [[1.0], [3.0]], strict=True))
+    looked_up = {(own.name, own.of, own.trained) for own in spec.pretrained}
+    assert looked_up == {("item_text", "item", False), ("bought_text", "bought", True)}
+    for feature in spec.pretrained:
+        assert {
+            n: v for ids, rows in blocks_by_id(spec, feature) for n, v in zip(ids, rows.tolist(), strict=True)
+        } == expected
+    assert "1 values of the file are not in its vocabulary" in capsys.readouterr().err
 
 
 def test_new_rows_need_no_file(tmp_path: Path) -> None:
