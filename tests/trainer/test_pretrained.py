@@ -198,8 +198,8 @@ def test_gradients_of_a_step_are_tensorflows(batches):
     total = tf.reduce_sum(batch.weights)
     found = step.forward_backward(batch.input(model), tf.constant(1), tf.stack([total, total])).by_name
     assert set(found) == set(step.optimizer.weights) | set(step.optimizer.tables)
-    assert {"embeddings/vector.tag_text", "embeddings/vector.friend_text"} <= set(found)
-    assert not {f"embeddings/vector.{name}" for name in ("user_text", "tag_image", "friend_image")} & set(found)
+    assert {"embeddings/vector.of.tag_text", "embeddings/vector.of.friend_text"} <= set(found)
+    assert not {f"embeddings/vector.of.{name}" for name in ("user_text", "tag_image", "friend_image")} & set(found)
     with tf.GradientTape() as tape:
         logits = model(*batch.padded(LOOKED_UP))
         losses = tf.nn.sigmoid_cross_entropy_with_logits(batch.labels, logits)[:, 0]

@@ -182,7 +182,7 @@ def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:
 def group_vectors(layout: InputSchema) -> tuple[TableGroup, ...]:
     """Return a group for each vector that is looked up: those that are trained first."""
     tables = zip(layout.looked_up, layout.pretrained, strict=True)
-    return tuple(TableGroup((feature,), feature.name, own.trained) for feature, own in tables)
+    return tuple(TableGroup((feature,), f"of.{feature.name}", own.trained) for feature, own in tables)
 
 
 def group_wide(layout: InputSchema, deep: Sequence[TableGroup], large: int) -> tuple[TableGroup, ...]:
