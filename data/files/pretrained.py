@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed
 from data.files.parquet import COMPRESSION, add_checksums, arrow_file, read_footer
+from data.memory import check_fits
 from data.spec.columns import dtype_name, is_list
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import FLOAT_DTYPES, MAX_DIMENSION, Feature
@@ -155,9 +156,13 @@ class FirstOfIds:
 
     Args:
         cardinality: number of ids, each of which takes a byte.
+
+    Raises:
+        DataError: The ids do not fit into memory.
     """
 
     def __init__(self, cardinality: int):
+        check_fits(cardinality, f"looking for ids that occur twice among {cardinality:,}", "lower the cardinality")
         self._seen = np.zeros(cardinality, bool)
 
     @property

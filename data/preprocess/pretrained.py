@@ -12,6 +12,7 @@ from data.encoding.encoders import Encoder, HashedIds, IdentityIds, Vocabulary
 from data.encoding.hashing import hash_values
 from data.errors import DataError
 from data.files.pretrained import FirstOfIds, VectorFile, vectors_file, write_vectors
+from data.memory import check_fits
 from data.raw.cells import CellError, convert
 from data.spec.features import Feature
 from data.spec.raw.spec import RawSpec, Reading
@@ -83,6 +84,8 @@ class _ById:
         if not isinstance(encoder, Vocabulary | HashedIds | IdentityIds):
             raise TypeError(f"{feature.of} has no id for each value")
         self._file, self._feature, self._reading, self._encoder = file, feature, reading, encoder
+        size, what = 8 * encoder.cardinality, f"{file.path}: telling the values of {encoder.cardinality:,} ids apart"
+        check_fits(size, what, f"give {feature.of} fewer ids")
         self._first = FirstOfIds(encoder.cardinality)
         # The hash of the value that has given its vector to each id.
         self._hashes = np.zeros(encoder.cardinality, np.uint64)
