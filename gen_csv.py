@@ -8,14 +8,21 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from data.command_line import Parser, run_tool, whole_number
 from data.errors import DataError
 from data.files.csv import check_can_write, write_csv_chunks
 from data.files.new_dataset import SPEC_FILE
-from data.files.random_rows import BLOCK_ROWS, random_tables
+from data.files.pretrained import write_vectors
+from data.files.random_rows import BLOCK_ROWS, random_tables, random_vectors
 from data.memory import check_fits, in_gibibytes
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import Feature
 from data.storage.files import open_regular, write_whole
+
+# Values of pretrained vectors that are drawn at once.
+VALUES_AT_ONCE = 1 << 21
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,10 +45,23 @@ def generate(args: argparse.Namespace) -> int:
     for mapping, chunks in spec.sources.items():
         write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=args.seed, signal=args.signal), rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
+    for feature in spec.pretrained:
+        _write_vectors(spec, feature, output, args.seed)
     if not os.path.lexists(output / SPEC_FILE):
         with open_regular(spec_path) as file:
             write_whole(output / SPEC_FILE, file.read())
     return 0
+
+
+def _write_vectors(spec: FeatureSpec, feature: Feature, output: Path, seed: int) -> None:
+    """Writes random vectors for all ids that a pretrained vector is looked up by."""
+    of = spec.features[str(feature.of)]
+    path, rows = output / str(feature.pretrained), max(1, VALUES_AT_ONCE // (feature.dimension or 1))
+    blocks = (np.arange(start, min(start + rows, of.cardinality or 0)) for start in range(0, of.cardinality or 0, rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    vectors = ((ids, random_vectors(feature, ids, seed)) for ids in blocks)
+    write_vectors(path, of.name, feature.name, feature.table_dtype, vectors)
+    print(f"gen_csv: {feature.name}: {of.cardinality:,} vectors", file=sys.stderr)
 
 
 def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
@@ -67,6 +87,11 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
         )
     # Lower bound: one digit and one separator per cell.
     needed = sum(2 * rows * len(chunk.features) for chunks in spec.sources.values() for chunk in chunks)
+    # Random numbers do not shrink when a file is compressed.
+    needed += sum(
+        (spec.features[str(own.of)].cardinality or 0) * (own.dimension or 0) * np.dtype(own.table_dtype).itemsize
+        for own in spec.pretrained
+    )
     # The output folder may not exist yet: measure its closest existing parent.
     free = shutil.disk_usage(
         next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
@@ -90,6 +115,9 @@ def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
             if chunk.type != "csv":
                 raise DataError(f"{spec_path}: mapping {mapping!r} has chunks of type {chunk.type}, expected csv")
             check_can_write(chunk, output, args.size)
+    for feature in spec.pretrained:
+        if os.path.lexists(path := output / str(feature.pretrained)):
+            raise DataError(f"{path}: exists; choose another output folder, or delete it")
     present = output / SPEC_FILE
     if not os.path.lexists(present):
         return

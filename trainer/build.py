@@ -64,7 +64,8 @@ def start_worker(config: Options, env: WorkerEnv) -> Comm:
 def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
     """Build the configured model for the features and tasks of the data.
 
-    It has its initial weights, unless the run restores a checkpoint, which overwrites them.
+    It has its initial weights, unless the run restores a checkpoint, which overwrites them. Pretrained vectors are
+    zeros (see `trainer.embeddings.pretrained`).
     """
     tasks = tasks_of(data.spec)
     return build_model(

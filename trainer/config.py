@@ -227,11 +227,11 @@ class ModelOptions(Section):
 
     def input_width(self, layout: InputSchema) -> int:
         """Returns the width of the interaction's input: embeddings, numbers and vectors, concatenated."""
-        return layout.width + sum(self.vector_units or vector.dimension for vector in layout.vectors)
+        return layout.width + sum(self.vector_units or dimension for dimension in layout.vector_dimensions)
 
     def vector_weights(self, layout: InputSchema) -> int:
         """Returns the number of weights that project vectors."""
-        return self.vector_units * layout.vector_columns
+        return self.vector_units * sum(layout.vector_dimensions)
 
     def network_width(self, layout: InputSchema) -> int:
         """Returns the width of the network's input."""

@@ -17,6 +17,7 @@ from data.checks.sample import draw_sample, max_read
 from data.encoding.held_out import draw_held_out
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError
+from data.files.pretrained import VectorFile
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader, StoredColumns
@@ -171,8 +172,16 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
     batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
     config.model.check_layout(inputs.layout)
+    if not run.restores:
+        _check_pretrained(spec)
     check_model_fits(config, inputs.layout, tasks_of(spec), env, batch_rows)
     return inputs
+
+
+def _check_pretrained(spec: FeatureSpec) -> None:
+    """Check the columns of the files of pretrained vectors, which only a new model needs."""
+    for feature in spec.pretrained:
+        VectorFile.open(spec.folder / str(feature.pretrained), [str(feature.of)], feature.dimension)
 
 
 def _in_order_of_model(

@@ -1,7 +1,7 @@
 """The layout of a model's input: which columns belong to which feature, and which table a feature looks up."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -110,6 +110,25 @@ class VectorInput:
     dimension: int
 
 
+@dataclass(frozen=True)
+class PretrainedInput:
+    """A vector that is looked up by the id of a categorical feature; the mean of the vectors of several ids.
+
+    Attributes:
+        name: name of the feature.
+        of: name of the categorical feature outside of sequences, whose ids it is looked up by.
+        dimension: how many numbers it has.
+        trained: whether the vectors are trained further; otherwise they keep the values of their file.
+        dtype: type in which vectors that are not trained are held, "float16" or "float32".
+    """
+
+    name: str
+    of: str
+    dimension: int
+    trained: bool = False
+    dtype: str = "float32"
+
+
 class SequenceSteps(NamedTuple):
     """The steps of a sequence in the rows of a batch, counted from the newest one: NumPy arrays or tensors.
 
@@ -194,7 +213,8 @@ class InputSchema:
             sequences.
         numerical: names of the numerical features, those of sequences excepted.
         sequences: the sequences.
-        vectors: the vectors.
+        vectors: the vectors that rows have.
+        pretrained: the vectors that are looked up, those that are trained first.
         training_only: the features that are known only in training, which are none of the others.
     """
 
@@ -202,17 +222,22 @@ class InputSchema:
     numerical: tuple[str, ...]
     sequences: tuple[SequenceInput, ...] = ()
     vectors: tuple[VectorInput, ...] = ()
+    pretrained: tuple[PretrainedInput, ...] = ()
     training_only: TrainingOnly = TrainingOnly()
 
     @cached_property
     def columns(self) -> Mapping[str, int]:
-        """The column of each categorical feature in `Ids.onehot` or, if it may have several ids, in `Ids.id_lists`."""
+        """The column of each categorical feature in `Ids.onehot` or, if it may have several ids, in `Ids.id_lists`.
+
+        Vectors that are looked up have the column of the feature whose ids they are looked up by.
+        """
         ordered = sorted(self.categorical, key=lambda feature: feature.multihot)
-        return {
+        columns = {
             feature.name: column
             for _, features in groupby(ordered, key=lambda feature: feature.multihot)
             for column, feature in enumerate(features)
         }
+        return columns | {vector.name: columns[vector.of] for vector in self.pretrained}
 
     def named(self, name: str) -> CategoricalInput:
         """Returns the categorical feature of this name."""
@@ -257,6 +282,19 @@ class InputSchema:
         """The numerical features of the deep part: those of sequences are pooled to one number each."""
         return (*self.numerical, *self.sequence_numbers)
 
+    @property
+    def looked_up(self) -> tuple[CategoricalInput, ...]:
+        """The vectors in `pretrained` as features with the ids that they are looked up by, and tables of their own."""
+        return tuple(
+            replace(self.named(own.of), name=own.name, table=own.name, width=own.dimension, combiner="mean", wide="no")
+            for own in self.pretrained
+        )
+
+    @property
+    def vector_dimensions(self) -> tuple[int, ...]:
+        """The dimensions of all vectors that the model sees: those of rows, then those that are looked up."""
+        return (*(own.dimension for own in self.vectors), *(own.dimension for own in self.pretrained))
+
     @cached_property
     def vector_places(self) -> Mapping[str, slice]:
         """The vectors, and their columns in the matrix of vectors."""
@@ -271,7 +309,7 @@ class InputSchema:
     @property
     def has_numbers(self) -> bool:
         """Whether the deep part has numbers: numerical features, those of sequences, or vectors."""
-        return bool(self.deep_numerical or self.vectors)
+        return bool(self.deep_numerical or self.vector_dimensions)
 
     @cached_property
     def newest_first(self) -> Mapping[str, bool]:
@@ -286,8 +324,15 @@ class InputSchema:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """The embedding tables of the deep part."""
-        return tables_of(self.deep)
+        """The embedding tables that are trained, outside of the wide part: those of features, then of vectors."""
+        trained = [vector.trained for vector in self.pretrained].count(True)
+        return (*tables_of(self.deep), *tables_of(self.looked_up[:trained]))
+
+    @property
+    def frozen_tables(self) -> Mapping[Table, str]:
+        """The tables of vectors that are not trained, and the type of each: "float16" or "float32"."""
+        frozen = [own for own in zip(self.looked_up, self.pretrained, strict=True) if not own[1].trained]
+        return {tables_of([feature])[0]: own.dtype for feature, own in frozen}
 
     def wide_tables(self, outputs: int) -> tuple[Table, ...]:
         """Returns the tables of a wide part with so many outputs: one per feature; none for 0 outputs."""
@@ -417,7 +462,11 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
     sequences = tuple(_sequence_input(sequence, spec) for sequence in spec.sequences)
     numerical = tuple(feature.name for feature in spec.numerical)
     vectors = tuple(VectorInput(feature.name, feature.dimension or 1) for feature in spec.vectors)
-    return InputSchema(tuple(columns), numerical, sequences, vectors, _training_only(spec))
+    pretrained = [
+        PretrainedInput(own.name, own.of or "", own.dimension or 1, own.trained, own.table_dtype)
+        for own in sorted(spec.pretrained, key=lambda own: not own.trained)
+    ]
+    return InputSchema(tuple(columns), numerical, sequences, vectors, tuple(pretrained), _training_only(spec))
 
 
 def _training_only(spec: FeatureSpec) -> TrainingOnly:

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.memory import available_memory, check_fits, in_gibibytes
 from trainer.config import ModelOptions, Options
 from trainer.embeddings import SMALLEST_SHARDED
@@ -114,7 +116,7 @@ def shards_tables(options: Options, layout: InputSchema, outputs: int, launch: W
 def table_sizes(
     options: ModelOptions, layout: InputSchema, outputs: int, *, rule: str | None, workers: int = 1, copies: int = 0
 ) -> list[TableSize]:
-    """Return the sizes of all tables: the deep ones in the order of their features, then the wide one.
+    """Return the sizes of all tables: the deep ones in the order of their features, those of vectors, the wide one.
 
     Args:
         options: the model's flags.
@@ -133,6 +135,10 @@ def table_sizes(
     sizes = [
         TableSize(name, rows, width, own(rows) * _bytes_per_row(width, deep, copies))
         for name, rows, width, _ in layout.tables
+    ]
+    sizes += [
+        TableSize(name, rows, width, own(rows) * width * np.dtype(dtype).itemsize)
+        for (name, rows, width, _), dtype in layout.frozen_tables.items()
     ]
     if options.has_wide_part:
         rows = [table.rows for table in layout.wide_tables(outputs)]

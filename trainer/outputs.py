@@ -97,6 +97,7 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
     data, run = options.data, options.run
     yield "the feature specification", data.dataset_path / data.fspec_file
     yield "a file of the dataset", [path for mapping in spec.sources for path in spec.files(mapping)]
+    yield "a file of vectors", [spec.folder / str(feature.pretrained) for feature in spec.pretrained]
     yield "the dataset's encoders", spec.folder / ENCODERS_FOLDER
     yield "the dataset's embedding sizes", spec.folder / SIZES_FILE
     if run.raw:

@@ -291,12 +291,13 @@ class TrainStep:
             The gradients of the dense weights, and those of the embeddings.
         """
         weights, shared = list(self._dense.values()), list(self._shared.values())
+        embedded = pooled._replace(frozen=())  # what has gradients
         has_weight = tf.cast(batch.weights > 0, tf.float32)
         context = StepContext(dropout_seed, has_weight, lambda own: differentiable_sum(self.comm, own), self._xla)
         # Differentiating embeddings instead of tables keeps every gradient as small as the batch. A second use of the
         # tape is needed only for the gradients of single tasks.
         with tf.GradientTape(watch_accessed_variables=False, persistent=bool(shared)) as tape:
-            tape.watch([pooled, weights])
+            tape.watch([embedded, weights])
             logits = self._logits(pooled, batch, context)  # [batch, outputs] float32
             losses = self._losses(logits, batch, row_counts[:-1])  # [tasks]
             trained = {name: tf.convert_to_tensor(weight) for name, weight in self.weighting.weights.items()}
@@ -306,7 +307,7 @@ class TrainStep:
             # Scaled inside the tape, before float16 gradients could underflow.
             scaled_loss, scaled_losses = loss * scale, tf.unstack(losses * scale)
         zero = tf.UnconnectedGradients.ZERO
-        weight_gradients, of_pooled = tape.gradient(scaled_loss, (weights, pooled), unconnected_gradients=zero)
+        weight_gradients, of_pooled = tape.gradient(scaled_loss, (weights, embedded), unconnected_gradients=zero)
         per_task = [tape.gradient(own, shared, unconnected_gradients=zero) for own in scaled_losses] if shared else []
         flat = [tf.concat([tf.reshape(gradient, [-1]) for gradient in own], axis=0) for own in per_task]  # [values]
         moments = {variable.path: value for variable, value in context.moments}
@@ -314,7 +315,7 @@ class TrainStep:
             losses,
             dict(zip(self._dense, weight_gradients, strict=True)),
             [tf.stack(flat)] if flat else [],
-            [moments[variable.path] for variable in self.model.non_trainable_variables],
+            [moments[variable.path] for variable in self.model.moving_moments],
             Routes({}, {}, {}),
         )
         return gradients, of_pooled
@@ -373,7 +374,7 @@ class TrainStep:
             # If the norm overflows float32, the update is zero.
             by_name = _times(by_name, self._clip_norm / tf.maximum(self._norm(by_name), self._clip_norm))
         self.optimizer.apply(by_name, step)
-        for variable, value in zip(self.model.non_trainable_variables, gradients.moments, strict=True):
+        for variable, value in zip(self.model.moving_moments, gradients.moments, strict=True):
             variable.value.assign(value)
         return tf.constant(True)  # a branch of tf.cond has to return a tensor
 

@@ -26,6 +26,7 @@ from trainer.checkpoint.store import probe
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.early_stopping import EarlyStopping, main_metric
+from trainer.embeddings.pretrained import fill_from_files
 from trainer.embeddings.touched_rows import TouchedRows
 from trainer.evaluate import Evaluator, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
@@ -97,6 +98,9 @@ class Trainer:
         maps = {label: LogitMap(shift) for label, shift in data.shifts.items()}
         self.tasks = with_logit_maps(tasks_of(data.spec), maps)
         self.model = make_model(config, data, comm)
+        if not config.run.restores:
+            for line in fill_from_files(self.model.embeddings, data.spec):
+                self.say(line)
         # The table rows looked up since the last full checkpoint; None if all checkpoints are full.
         self._touched = TouchedRows(self.model.embeddings.groups) if config.run.saves_differences else None
         self.checkpoints = CheckpointManager(config, data.spec, data.schema, comm, data.training, maps, self._touched)

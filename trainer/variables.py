@@ -51,21 +51,40 @@ class TableRows:
         distances = self.first + numbers - self.rank
         return self.variable.sparse_read(distances[distances % self.workers == 0] // self.workers)
 
+    def put(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Overwrites those of some of the table's rows that this worker holds.
+
+        Args:
+            numbers: [n] int64, the numbers of the rows.
+            rows: [n, *row shape], which are cast to the variable's dtype.
+        """
+        distances = self.first + numbers - self.rank
+        own = distances % self.workers == 0
+        updates = rows[own].astype(self.dtype.as_numpy_dtype)
+        tf.raw_ops.ResourceScatterUpdate(
+            resource=self.variable.handle, indices=distances[own] // self.workers, updates=updates
+        )
+
     def numpy(self) -> np.ndarray:
         """Returns a copy of this worker's rows."""
         own = self.own(0, self.rows)
         return rows_of(self.variable, own.start, own.stop).numpy()
 
 
-def initial_value(shape: tuple[int, ...] | tf.TensorShape, value: float, *, overwritten: bool) -> tf.Tensor:
-    """Returns the initial value of a float32 variable: `value` everywhere, or, if it is overwritten, anything.
+def initial_value(
+    shape: tuple[int, ...] | tf.TensorShape, value: float, *, overwritten: bool, dtype: str = "float32"
+) -> tf.Tensor:
+    """Returns the initial value of a variable: `value` everywhere, or, if it is overwritten, anything.
 
     Args:
         shape: shape of the variable.
         value: value of all elements.
         overwritten: whether all elements will be set before they are read. Memory is then reserved, but not touched.
+        dtype: type of the variable.
     """
-    return tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=False) if overwritten else tf.fill(shape, value)
+    if overwritten:
+        return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=False)
+    return tf.fill(shape, tf.constant(value, dtype))
 
 
 def assign_rows(variable: tf.Variable, first: int, rows: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Scans the files of a dataset for everything that training cannot use, as a stream of row batches."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
 from data.errors import DataError, listed
 from data.files.csv import read_csv_blocks
 from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
+from data.files.pretrained import blocks_by_id
 from data.files.values import (
     VALUES_SHOWN,
     Violation,
@@ -159,7 +161,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
 
 
 def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
-    """Checks the files next to the specification: embedding widths, and the workflow fitted by `prepare`.
+    """Checks the files next to the specification: embedding widths, pretrained vectors, and the fitted workflow.
 
     Args:
         spec: a valid specification.
@@ -174,6 +176,27 @@ def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Ite
             read()
         except DataError as error:
             yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
+    yield from _check_vectors(spec)
+
+
+def _check_vectors(spec: FeatureSpec) -> Iterator[Finding]:
+    """Reads the files of pretrained vectors. Only training needs them: datasets of new rows have none."""
+    for feature in spec.pretrained:
+        path = spec.folder / str(feature.pretrained)
+        if not os.path.lexists(path):
+            fix = "only needed to train a new model; correct `pretrained`, or write the file"
+            yield Finding("missing file of vectors", str(path), fix, is_warning=True)
+            continue
+        try:
+            count = sum(len(ids) for ids, _ in blocks_by_id(spec, feature))
+        except (DataError, OSError) as error:
+            yield Finding("vectors that cannot be used", str(path), str(error).removeprefix(f"{path}, "))
+            continue
+        of = spec.features[str(feature.of)]
+        if 2 * count < (of.cardinality or 0):
+            what = "vectors of less than half of the ids"
+            fix = f"the others have a vector of zeros ({count:,} of {of.cardinality:,} ids of {of.name} have one)"
+            yield Finding(what, str(path), fix, is_warning=True)
 
 
 def read_encoders(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> dict[str, Encoder]:

@@ -62,7 +62,7 @@ def draw_sample(
     rng = np.random.default_rng(0)
     row_groups = spread_row_groups(reader.row_group_rows, max_rows, max_read)
     quotas = quotas_of(reader.row_group_rows[row_groups], max_rows)
-    sample, start, lists, weights = reader.allocate(int(quotas.sum())), 0, [], []
+    sample, start, lists, weights = reader.allocate_batch(int(quotas.sum())), 0, [], []
     for done, (row_group, quota) in enumerate(zip(row_groups.tolist(), quotas.tolist(), strict=True), start=1):
         rows = int(reader.row_group_rows[row_group])
         buffer = reader.allocate(rows)

@@ -4,9 +4,10 @@ Ids are skewed as in click logs: a few are frequent, most are rare. Every label 
 
     latent = signal * score + noise,    noise ~ Logistic(0, 1)
 
-where the score sums the effects of all feature values (an id, a number, or the items of a list) and has a variance of
-about 1, half of which is common to all labels. In a sequence with a target, items have no effects of their own: what
-counts is the step most similar to the target, wherever it is in the list (see `_similarities`), alike for all labels.
+where the score sums the effects of all feature values (an id, a number, a vector, or the items of a list) and has a
+variance of about 1, half of which is common to all labels. In a sequence with a target, items have no effects of their
+own: what counts is the step most similar to the target, wherever it is in the list (see `_similarities`), alike for all
+labels.
 A binary label is latent > 0, which is 1 with probability sigmoid(signal * score); a class is
 floor(classes * sigmoid(latent)); a regression label is the latent value; an amount is max(latent, 0).
 """
@@ -189,13 +190,14 @@ class _Effects:
         inputs = [(columns[each.name], arrays[each.name]) for each in self._spec.inputs if each.name not in compared]
         similar = sum((self._similarity(sequence, arrays) for sequence in self._compared), np.zeros(block.rows))
         # Two independent scores of variance 1, divided by sqrt(2): half of the variance is common to all labels.
-        common = self._score(inputs, "")
-        own = {name: self._score(inputs, name) for name in noise}
+        common = self._score(inputs, arrays, "")
+        own = {name: self._score(inputs, arrays, name) for name in noise}
         return {name: self._signal * ((common + own[name]) / np.sqrt(2) + similar) + noise[name] for name in noise}
 
-    def _score(self, inputs: list[tuple[Column, pa.Array]], label: str) -> np.ndarray:
-        total = sum(self._effect(column, values, label) for column, values in inputs)
-        return np.asarray(total) / np.sqrt(len(self._spec.inputs))
+    def _score(self, inputs: list[tuple[Column, pa.Array]], arrays: dict[str, pa.Array], label: str) -> np.ndarray:
+        effects = [self._effect(column, values, label) for column, values in inputs]
+        effects += [self._effect_of_vectors(own, arrays[str(own.of)], label) for own in self._spec.pretrained]
+        return np.asarray(sum(effects)) / np.sqrt(len(self._spec.inputs) + len(self._spec.pretrained))
 
     @cached_property
     def _compared(self) -> list[FeatureSequence]:
@@ -236,12 +238,41 @@ class _Effects:
             sign = 1 if key % 2 else -1
             # A uniform number on [0, 1) has the variance 1/12.
             effects = sign * (numbers / span - 0.5) * np.sqrt(12)
-        if not is_list(column.type):
-            return effects
-        # Sum over each list by differences of the running sum; dividing by sqrt(length) keeps the variance at 1.
-        sums = np.concatenate([[0], np.cumsum(effects)])
-        offsets = values.offsets.to_numpy()
-        return np.diff(sums[offsets]) / np.sqrt(np.maximum(np.diff(offsets), 1))
+        return _sums_of_lists(effects, values) if is_list(column.type) else effects
+
+    def _effect_of_vectors(self, feature: Feature, values: pa.Array, label: str) -> np.ndarray:
+        """Returns the effect of a pretrained vector, given the ids that it is looked up by, like that of others."""
+        ids = (values.values if is_list(values.type) else values).to_numpy(zero_copy_only=False)
+        key = zlib.crc32(f"{self._seed}/{label}/{feature.name}".encode())
+        signs = 2 * np.random.default_rng(key).integers(0, 2, feature.dimension) - 1
+        effects = random_vectors(feature, ids, self._seed) @ signs / np.sqrt(len(signs))
+        return _sums_of_lists(effects, values) if is_list(values.type) else effects
+
+
+def random_vectors(feature: Feature, ids: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the pretrained vectors of ids, of mean 0 and variance 1: a pure function of the seed, feature and id.
+
+    Args:
+        feature: a feature with `pretrained`.
+        ids: [n] integers.
+        seed: seed of the vectors.
+
+    Returns:
+        [n, dimension] float64.
+    """
+    dimension = feature.dimension or 1
+    numbers = ids.astype(np.int64)[:, np.newaxis] * dimension + np.arange(dimension)
+    return _effect_of_ids(numbers, zlib.crc32(f"{seed}/vectors/{feature.name}".encode()))
+
+
+def _sums_of_lists(effects: np.ndarray, lists: pa.ListArray) -> np.ndarray:
+    """Sums the effects of the items of each list by differences of the running sum.
+
+    They are divided by sqrt(length), which keeps the variance at 1.
+    """
+    sums = np.concatenate([[0], np.cumsum(effects)])
+    offsets = lists.offsets.to_numpy()
+    return np.diff(sums[offsets]) / np.sqrt(np.maximum(np.diff(offsets), 1))
 
 
 def _similarities(spec: FeatureSpec, sequence: FeatureSequence, arrays: dict[str, pa.Array]) -> np.ndarray:

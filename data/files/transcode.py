@@ -1,9 +1,11 @@
 """Converts a CSV dataset to parquet, in a stream of blocks."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,13 +14,14 @@ from data.errors import DataError
 from data.files.csv import CsvBlock, count_lines, read_csv_blocks
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
+from data.files.pretrained import vectors_file
 from data.files.values import Violation, find_unequal_lengths
 from data.progress import progress_bar
 from data.spec.columns import Column, describe_column
 from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
-from data.storage.files import check_inside, open_regular
+from data.storage.files import check_inside, create_new, open_regular, reading
 
 
 def report_on_stderr(line: str) -> None:
@@ -63,7 +66,8 @@ def transcode(
             for mapping in spec.sources
         }
         _copy_sizes(spec.folder, draft, allow_outside_paths)
-        spec.with_sources(sources, draft).write(draft / spec_file)
+        written = _copy_vectors(spec, draft)
+        written.with_sources(sources, draft).write(draft / spec_file)
     return FeatureSpec.read(Path(output) / spec_file)
 
 
@@ -74,6 +78,20 @@ def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
             check_inside(source, SIZES_FILE)
         with open_regular(source / SIZES_FILE) as file:
             (draft / SIZES_FILE).write_bytes(file.read())
+
+
+def _copy_vectors(spec: FeatureSpec, draft: Path) -> FeatureSpec:
+    """Copies the files of pretrained vectors; returns the specification with their new names."""
+    features = dict(spec.features)
+    for feature in spec.pretrained:
+        name = vectors_file(feature.name)
+        with (
+            reading(spec.folder / str(feature.pretrained), "write it, or correct `pretrained`") as source,
+            create_new(draft / name) as target,
+        ):
+            shutil.copyfileobj(source, target)
+        features[feature.name] = replace(feature, pretrained=name)
+    return replace(spec, features=features)
 
 
 def _check_is_csv(spec: FeatureSpec, spec_path: Path) -> None:

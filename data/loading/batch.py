@@ -53,7 +53,8 @@ class Batch(NamedTuple):
         number_lists: [batch, columns] lists of float32, in the order of `FeatureSpec.number_lists`: the weights of the
             ids of multi-hot features, of at least 0, then the numbers of sequences, which may be negative.
         numerical: [batch, numerical features] float32 values.
-        vectors: [batch, sum of dimensions] float32 values of the vectors, side by side.
+        vectors: [batch, sum of dimensions] float32 values of the vectors, side by side. In a loader's buffers, they are
+            float16 if they are stored so.
         labels: [batch, labels] float32 labels; NaN where a label is missing, which needs `missing: ignore` or
             a loader with `needs_labels=False`.
         weights: [batch] float32 sample weights; 1 if the dataset has no such column, 0 for padding.
@@ -84,14 +85,21 @@ class Batch(NamedTuple):
         return Ids(self.onehot, self.id_lists, self.number_lists)
 
 
-def empty_batch(spec: FeatureSpec, rows: int, *, with_group: bool, extra_dtypes: Sequence[np.dtype] = ()) -> Batch:
+def empty_batch(
+    spec: FeatureSpec,
+    rows: int,
+    *,
+    with_group: bool,
+    extra_dtypes: Sequence[np.dtype] = (),
+    vector_dtype: type[np.floating] = np.float32,
+) -> Batch:
     """Allocate a batch of `rows` rows with undefined contents; its lists have no columns, since their size varies."""
     return Batch(
         onehot=empty_array((rows, len(spec.onehot)), np.int32),
         id_lists=empty_lists(rows, 0),
         number_lists=empty_lists(rows, 0, np.float32),
         numerical=empty_array((rows, len(spec.numerical)), np.float32),
-        vectors=empty_array((rows, vector_columns(spec)), np.float32),
+        vectors=empty_array((rows, vector_columns(spec)), vector_dtype),
         labels=empty_array((rows, len(spec.labels)), np.float32),
         weights=empty_array((rows,), np.float32),
         group=empty_array((rows,), np.int64) if with_group else None,
@@ -128,8 +136,11 @@ def copy_rows(source: Batch, positions: np.ndarray, target: Batch) -> None:
     """Copy the rows of `source` at `positions` to `target`, which has len(positions) rows, except for their lists."""
     indices = positions.astype(np.intp)
     for values, out in zip(_arrays(source), _arrays(target), strict=True):
-        # All positions are in range; with mode="raise", NumPy buffers `out` and copies twice.
-        np.take(values, indices, axis=0, out=out, mode="clip")
+        if values.dtype == out.dtype:
+            # All positions are in range; with mode="raise", NumPy buffers `out` and copies twice.
+            np.take(values, indices, axis=0, out=out, mode="clip")
+        else:  # float16 vectors become float32
+            out[...] = values[indices]
 
 
 def pad_rows(batch: Batch) -> None:

@@ -340,7 +340,10 @@ def _decode_vectors(column: BatchColumn, array: pa.Array, dimension: int, locati
         return item // dimension
 
     reject_nulls(column, items, location, row_of)
-    values, _ = usable_values(column, as_numbers(items).to_numpy(), location, row_of)
+    values = items.to_numpy()
+    # Every finite float16 is usable; wider ones, which Arrow makes slowly, are only needed to say what is wrong.
+    if values.dtype != np.float16 or not np.isfinite(values).all():
+        values, _ = usable_values(column, as_numbers(items).to_numpy(), location, row_of)
     return values.reshape(-1, dimension)
 
 

@@ -146,9 +146,10 @@ class ParquetLoader:
 
     A row takes 4 * (one-hot and numerical features + values of vectors + labels) + 12 bytes (20 with the group), and
     each of its lists, of ids or of their weights, 12 bytes and 4 per value: 180 bytes for Outbrain's 29 features, with
-    2 ids in each of 3 lists. Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see
-    `data.loading.shuffle`) that the worker reads: about 2**20 rows divided by the number of workers, and at least two
-    row groups. With `shuffle`, the window buffers, except for their lists, are kept between epochs.
+    2 ids in each of 3 lists. In a window, a value of a vector takes 2 bytes if all of these are stored as float16.
+    Memory holds BATCHES_AHEAD + 2 batches and two windows of each stream (see `data.loading.shuffle`) that the worker
+    reads: about 2**20 rows divided by the number of workers, and at least two row groups. With `shuffle`, the window
+    buffers, except for their lists, are kept between epochs.
 
     Windows are counted in rows, whatever the length of their lists, so that the order of the rows does not depend on
     it. Memory is bounded all the same: a list has at most max_hotness ids. Whether it suffices is checked for the ids
@@ -322,7 +323,7 @@ class ParquetLoader:
         """
         plan, row_bytes, list_bytes = self._plan(epoch=0), self.row_bytes, self._reader.list_bytes
         open_rows = max(plan.open_rows // (self._workers if self._shuffle else 1), plan.window_rows)
-        windows = open_rows * (row_bytes + POSITION_BYTES) + plan.window_rows * list_bytes
+        windows = open_rows * (self._reader.buffer_row_bytes + POSITION_BYTES) + plan.window_rows * list_bytes
         batches = min(self.steps_per_epoch, BATCHES_AHEAD + 2) * self.local_batch_size * row_bytes
         widest, width_bytes = self._reader.widest_list
         location, rows = self._reader.longest_row_group
@@ -359,7 +360,7 @@ class ParquetLoader:
                 stream.open(windows)
         for step in steps:
             # Each field of `batch` is [local_batch_size, ...]; stream after stream fills the next rows.
-            batch, filled = self._reader.allocate(self.local_batch_size), 0
+            batch, filled = self._reader.allocate_batch(self.local_batch_size), 0
             lists, weights = [], []
             for stream in streams:
                 for rows, (window_lists, window_weights), positions in stream.rows_of_step(step):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, read_footer
-from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows
+from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows, vector_columns
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.loading.lists import Lists, empty_lists, join_columns, join_rows
 from data.spec.columns import ALIGNMENTS
@@ -308,6 +308,7 @@ class ParquetReader:
         self._groups = [ColumnGroup(*group) for group in zip(chunk_files, assigned, strict=True)]
         _check_columns(self._groups)
         self._extra_dtypes = _extra_dtypes(self._groups, len(extra_columns))
+        self._vector_dtype = _vector_dtype(self._groups)
         self.rows = _common_rows(self._groups, mapping)
         # The coarsest division: finer row groups of the others mostly fall within one of them, and are read once.
         coarsest = min(self._groups, key=lambda group: len(group.starts))
@@ -334,9 +335,15 @@ class ParquetReader:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes per row of the arrays that `allocate` returns, of lengths of lists, and `list_bytes`."""
+        """Bytes per row of a batch for the model: of its arrays, of lengths of lists, and `list_bytes`."""
         fixed = bytes_per_row(self._spec, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
         return fixed + self.list_bytes
+
+    @property
+    def buffer_row_bytes(self) -> int:
+        """The same as `row_bytes`, for what `allocate` returns."""
+        narrower = np.dtype(np.float32).itemsize - np.dtype(self._vector_dtype).itemsize
+        return self.row_bytes - narrower * vector_columns(self._spec)
 
     @property
     def widest_list(self) -> tuple[str, int]:
@@ -356,8 +363,16 @@ class ParquetReader:
         return max(group.unpacked_bytes() for group in self._groups)
 
     def allocate(self, rows: int) -> Batch:
-        """Allocate a batch of `rows` rows with undefined contents; see `empty_batch`."""
-        return empty_batch(self._spec, rows, with_group=self._with_group, extra_dtypes=self._extra_dtypes)
+        """Allocate a buffer of `rows` rows with undefined contents for `decode`, whose vectors may be float16."""
+        return self._empty(rows, self._vector_dtype)
+
+    def allocate_batch(self, rows: int) -> Batch:
+        """Allocate a batch of `rows` rows with undefined contents for the model; see `Batch`."""
+        return self._empty(rows, np.float32)
+
+    def _empty(self, rows: int, vector_dtype: type[np.floating]) -> Batch:
+        group, extra = self._with_group, self._extra_dtypes
+        return empty_batch(self._spec, rows, with_group=group, extra_dtypes=extra, vector_dtype=vector_dtype)
 
     def decode(self, row_group: int, start: int, stop: int, out: Batch) -> Decoded:
         """Decode the rows [start, stop) of a row group into `out`.
@@ -491,6 +506,17 @@ def _extra_dtypes(groups: list[ColumnGroup], count: int) -> list[np.dtype]:
             raise DataError(f"column {column.name!r} has several types ({found}); it must have one")
         dtypes[column.slot] = extra_dtype(next(iter(stored)))
     return dtypes
+
+
+def _vector_dtype(groups: list[ColumnGroup]) -> type[np.floating]:
+    """Return the narrowest type that holds the vectors of all files: float16 if all are stored so, else float32."""
+    stored = {
+        file.schema.field(column.name).type.value_type
+        for group in groups
+        for column in group.columns
+        for file in (group.files if column.field == "vectors" else ())
+    }
+    return np.float16 if stored == {pa.float16()} else np.float32
 
 
 def _common_rows(groups: list[ColumnGroup], mapping: str) -> int:

@@ -38,13 +38,10 @@ class PartReader:
         self.row_group_rows = np.array([len(self._positions(index)) for index in range(len(self._starts))], np.int64)
         self.rows = int(self.row_group_rows.sum())
         self.fingerprint = f"{reader.fingerprint}, {self.rows} rows of it"
-        self.row_bytes, self.list_bytes, self.row_group_bytes = (
-            reader.row_bytes,
-            reader.list_bytes,
-            reader.row_group_bytes,
-        )
+        self.row_bytes, self.buffer_row_bytes = reader.row_bytes, reader.buffer_row_bytes
+        self.list_bytes, self.row_group_bytes = reader.list_bytes, reader.row_group_bytes
         self.widest_list, self.longest_row_group = reader.widest_list, reader.longest_row_group
-        self.allocate = reader.allocate
+        self.allocate, self.allocate_batch = reader.allocate, reader.allocate_batch
 
     def decode(self, row_group: int, start: int, stop: int, out: Batch) -> Decoded:
         """Decode the rows [start, stop) of the part of a row group into `out`; see `ParquetReader.decode`."""

@@ -31,13 +31,14 @@ from data.preprocess.findings import DatasetCounts, used_columns
 from data.preprocess.histories import add_computed
 from data.preprocess.lists import check_text_lists, keep_items, longest
 from data.preprocess.prepared import StageLog, encoded_features
+from data.preprocess.pretrained import encoded_vectors, with_stated_types, write_pretrained
 from data.preprocess.staging import RowFiles, Staged, Stager, read_arrow
 from data.preprocess.workers import PROCESS_BYTES, Workers, default_limit, start_workers
 from data.raw.cells import CellError, combined, convert
 from data.raw.files import column_names
 from data.raw.rows import row_hashes
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, Chunk, Feature
+from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
 from data.storage.checksummed_dir import open_verified
@@ -140,6 +141,7 @@ def preprocess(
     Raises:
         DataError: if the input is invalid; nothing is left of the output.
     """
+    spec, document = with_stated_types(spec, document)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
         staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
@@ -149,6 +151,8 @@ def preprocess(
         workflow = FeatureWorkflow(spec, scratch, memory=resources.state_bytes(workers.number))
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
+        for line in write_pretrained(spec, workflow.encoders, draft):
+            log.write(line)
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
         state = {path.name: path.read_bytes() for path in (scratch / STATE_FOLDER).glob("*")}
         others = {RAW_SPEC_FILE: plain_document(document), **state}
@@ -301,9 +305,9 @@ class _Writer:
         """Write every mapping; return the specification of the dataset."""
         features = self._features()
         chunks: dict[str, tuple[Chunk, ...]] = {}
-        draft_spec = FeatureSpec(
-            self._draft, features, {}, self._spec.channels, self._spec.metadata, self._spec.sequences
-        )
+        vectors = (*self._spec.channels.get(VECTOR, ()), *self._spec.pretrained)
+        channels = {**self._spec.channels, VECTOR: vectors}
+        draft_spec = FeatureSpec(self._draft, features, {}, channels, self._spec.metadata, self._spec.sequences)
         counts = DatasetCounts(draft_spec, self._workflow.encoders, used_columns(self._spec))
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])
@@ -328,7 +332,7 @@ class _Writer:
         return set(self._spec.channels.get(MAP, ())) - set(self._workflow.encoders)
 
     def _features(self) -> dict[str, Feature]:
-        """Return the entries of the dataset's specification: inputs, then labels, weights, the map feature, kept."""
+        """Return the entries of the dataset's specification: inputs, looked up, labels, weights, map feature, kept."""
         spec = self._spec
         features = encoded_features(self._workflow.encoders, self._hotness)
         for name, feature in features.items():
@@ -344,6 +348,7 @@ class _Writer:
                     wide=stated.wide,
                     serve=self._served(name),
                 )
+        features |= encoded_vectors(spec)
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")
         for name in spec.channels.get(MAP, ()):

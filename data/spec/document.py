@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from data.errors import listed, nearest, shown
 from data.spec.document_values import (
+    Boolean,
     ChannelKeys,
     Dimension,
     FilePath,
@@ -133,6 +134,9 @@ class _FeatureKeys(TypedDict, total=False):
     weights: Name
     combiner: Annotated[Combiner, expects_one_of(Combiner)]
     dimension: Dimension
+    pretrained: FilePath
+    of: Name
+    trained: Boolean
     embedding_dim: Width
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]

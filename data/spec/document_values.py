@@ -91,6 +91,7 @@ PositiveInteger = Annotated[
 Id = Annotated[int, Strict(), Field(ge=0, lt=MAX_CARDINALITY), PlainNumber, expects_integer(0, MAX_CARDINALITY - 1)]
 Width = Annotated[int, Strict(), Field(ge=1, le=MAX_EMBEDDING_DIM), PlainNumber, expects_integer(1, MAX_EMBEDDING_DIM)]
 Dimension = Annotated[int, Strict(), Field(ge=1, le=MAX_DIMENSION), PlainNumber, expects_integer(1, MAX_DIMENSION)]
+Boolean = Annotated[bool, Strict(), expects("true or false, without quotes")]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False), PlainNumber, expects("a finite number, without quotes")]
 Weight = Annotated[
     float, Strict(), Field(gt=0, allow_inf_nan=False), PlainNumber, expects("a finite number above 0, without quotes")

@@ -274,8 +274,13 @@ class FeatureSpec:
 
     @property
     def vectors(self) -> tuple[Feature, ...]:
-        """Features with a vector of `dimension` numbers per row."""
-        return self.channel(VECTOR)
+        """Features with a vector of `dimension` numbers that every row has."""
+        return tuple(feature for feature in self.channel(VECTOR) if feature.pretrained is None)
+
+    @property
+    def pretrained(self) -> tuple[Feature, ...]:
+        """Features with a vector of `dimension` numbers that is looked up in a file."""
+        return tuple(feature for feature in self.channel(VECTOR) if feature.pretrained is not None)
 
     @property
     def labels(self) -> tuple[Feature, ...]:
@@ -284,7 +289,7 @@ class FeatureSpec:
 
     @property
     def inputs(self) -> tuple[Feature, ...]:
-        """Input features of the model: one-hot, multi-hot, numerical, those of sequences, then vectors."""
+        """Inputs of the model that rows have: one-hot, multi-hot, numerical, those of sequences, then vectors."""
         steps = self.sequence_ids + self.sequence_numbers
         return self.onehot + self.multihot + self.numerical + steps + self.vectors
 

@@ -42,6 +42,10 @@ ROW_COLUMN, LABEL_COLUMN, PREDICTION_COLUMN = "row", "label_", "prediction_"
 ID_KEYS = ("embedding_dim", "table", "wide", "null_id", "unseen_id", "oov_buckets")
 LIST_KEYS = ("max_hotness", "weights", "combiner")
 DIMENSION = "dimension"
+PRETRAINED = "pretrained"
+# Keys of a vector that is looked up in a file; the others are stored in every row.
+PRETRAINED_KEYS = (PRETRAINED, "of", "trained")
+PRETRAINED_DTYPES = ("float16", "float32")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 SERVE = "serve"
 SERVE_CHANNELS = (ONEHOT, NUMERICAL)
@@ -76,7 +80,11 @@ class Feature:
         max_hotness: maximum number of ids per row of a multi-hot feature, or of steps of a feature of a sequence.
         weights: name of the column with a weight for each id of a multi-hot feature; None if all ids weigh 1.
         combiner: how the deep part pools the ids of a multi-hot feature; None for the model's --combiner.
-        dimension: number of values of a vector, in every row.
+        dimension: number of values of a vector.
+        pretrained: path of the parquet file of a vector that is looked up, relative to the specification's folder; None
+            for a vector that every row has.
+        of: name of the feature whose ids a pretrained vector is looked up by.
+        trained: whether a pretrained vector is trained further.
         embedding_dim: width of the embedding, or None to choose it in `data.spec.embedding_sizes`.
         table: name of the embedding table, which features of equal cardinality may share; None for the feature's name.
         wide: whether a categorical feature is in the wide part only, there too, or not.
@@ -105,6 +113,9 @@ class Feature:
     weights: str | None = None
     combiner: Combiner | None = None
     dimension: int | None = None
+    pretrained: str | None = None
+    of: str | None = None
+    trained: bool = False
     embedding_dim: int | None = None
     table: str | None = None
     wide: Wide = "too"
@@ -127,6 +138,11 @@ class Feature:
     def unseen_ids(self) -> range:
         """Ids of values unseen in training; empty if there is none."""
         return range(0) if self.unseen_id is None else range(self.unseen_id, self.unseen_id + (self.oov_buckets or 1))
+
+    @property
+    def table_dtype(self) -> str:
+        """The type in which pretrained vectors are read and, if they are not trained, held: float16 or float32."""
+        return self.dtype or "float32"
 
     @property
     def label_kind(self) -> LabelKind:

@@ -5,7 +5,7 @@ by `data.spec.document`, so a rule draws no conclusion from something absent in 
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from data.spec.features import (
     NUMERICAL,
     ONEHOT,
     PREDICTION_COLUMN,
+    PRETRAINED,
+    PRETRAINED_DTYPES,
+    PRETRAINED_KEYS,
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
     SEQUENCE,
@@ -193,15 +196,68 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
 
 
 def check_keys_of_vectors(parts: Parts) -> Iterator[Problem]:
-    """Checks that vectors, and no features of other channels, state their dimension."""
+    """Checks that vectors in rows, and no features of other channels, state their dimension."""
     channel_of = parts.channel_of()
     for name, keys in parts.stated.items():
         channel, path = channel_of.get(name), _feature_path(name, DIMENSION)
-        if channel == VECTOR and DIMENSION not in keys and ("feature_spec", name) not in parts.incomplete:
+        is_complete = ("feature_spec", name) not in parts.incomplete
+        if channel == VECTOR and keys.isdisjoint({DIMENSION, PRETRAINED}) and is_complete:
             yield Problem(path, "is missing; write how many numbers each vector has")
         if channel not in (VECTOR, None) and DIMENSION in keys:
             message = f"is only for {VECTOR} and the feature is in {channel}; remove it or move the feature"
             yield Problem(path, message)
+
+
+def check_pretrained(parts: Parts) -> Iterator[Problem]:
+    """Checks that vectors that are looked up state by which feature, and that no others do."""
+    channel_of = parts.channel_of()
+    for name, keys in parts.stated.items():
+        channel, feature = channel_of.get(name), parts.features[name]
+        if channel not in (VECTOR, None):
+            for key in sorted(keys.intersection(PRETRAINED_KEYS)):
+                message = f"is only for {VECTOR} and the feature is in {channel}; remove it or move the feature"
+                yield Problem(_feature_path(name, key), message)
+        elif PRETRAINED not in keys and ("feature_spec", name) not in parts.incomplete:
+            for key in sorted(keys.intersection(PRETRAINED_KEYS)):
+                message = f"is for vectors that are looked up; write `{PRETRAINED}`, their file, or remove it"
+                yield Problem(_feature_path(name, key), message)
+        elif PRETRAINED in keys:
+            yield from _check_looked_up(feature, channel_of, parts)
+
+
+def _check_looked_up(feature: Feature, channel_of: Mapping[str, str], parts: Parts) -> Iterator[Problem]:
+    """Checks what a vector is looked up by, and the type that it is stored in."""
+    of, path = feature.of, _feature_path(feature, "of")
+    is_complete = ("feature_spec", feature.name) not in parts.incomplete
+    if feature.dtype is not None and feature.dtype not in PRETRAINED_DTYPES:
+        message = f"is {feature.dtype}, and a pretrained vector is {' or '.join(PRETRAINED_DTYPES)}; write one of them"
+        yield Problem(_feature_path(feature, "dtype"), message)
+    if of is None:
+        if is_complete:
+            yield Problem(path, f"is missing; write the feature of {ONEHOT} or {MULTIHOT} whose values the file has")
+    elif of not in parts.features:
+        if ("feature_spec",) not in parts.incomplete:
+            candidates = tuple(each.name for each in parts.in_channels(*CATEGORICAL_CHANNELS))
+            yield Problem(path, f"{of!r} is not in feature_spec", of, candidates)
+    elif (channel := channel_of.get(of)) not in CATEGORICAL_CHANNELS:
+        if parts.incomplete.isdisjoint({("channel_spec", each) for each in CATEGORICAL_CHANNELS}):
+            where = f"is in {channel}" if channel else "is in no channel"
+            yield Problem(path, f"{of!r} {where}; name a feature of {ONEHOT} or {MULTIHOT}")
+    elif parts.features[of].serve is not None:
+        yield Problem(path, f"{of!r} has `{SERVE}`, so that predictions do not know it; name another feature")
+
+
+def _is_looked_up(feature: Feature) -> bool:
+    """Whether a vector is looked up in a file, even if the path of that is malformed, and not stored in rows."""
+    return feature.pretrained is not None or feature.of is not None
+
+
+def check_dimension_of_pretrained(parts: Parts) -> Iterator[Problem]:
+    """Checks that pretrained vectors state their dimension, so that no file is needed to know the model."""
+    for feature in parts.in_channels(VECTOR):
+        is_complete = ("feature_spec", feature.name) not in parts.incomplete
+        if feature.pretrained is not None and feature.dimension is None and is_complete:
+            yield Problem(_feature_path(feature, DIMENSION), "is missing; write how many numbers each vector has")
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
@@ -483,9 +539,13 @@ def check_chunk_types(parts: Parts) -> Iterator[Problem]:
 
 
 def check_chunk_features(parts: Parts) -> Iterator[Problem]:
-    """Checks that chunks list existing features, each at most once per mapping."""
+    """Checks that chunks list existing features, each at most once per mapping, and none that is looked up."""
+    looked_up = {feature.name for feature in parts.in_channels(VECTOR) if _is_looked_up(feature)}
     for chunks in parts.sources.values():
         yield from _check_names((entry for chunk in chunks for entry in chunk.features), parts)
+        for path, name in (entry for chunk in chunks for entry in chunk.features):
+            if name in looked_up:
+                yield Problem(path, f"{name!r} is looked up in its file `{PRETRAINED}`, not read from rows; remove it")
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
@@ -494,9 +554,10 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
     Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
     labels is evaluated.
     """
-    inputs = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS) if feature.serve is None}
+    inputs_of_rows = [feature for feature in parts.in_channels(*INPUT_CHANNELS) if not _is_looked_up(feature)]
+    inputs = {feature.name: None for feature in inputs_of_rows if feature.serve is None}
     inputs |= {feature.weights: None for feature in parts.in_channels(MULTIHOT) if feature.weights in parts.features}
-    of_train = {feature.name: None for feature in parts.in_channels(*INPUT_CHANNELS, LABEL)}
+    of_train = {feature.name: None for feature in (*inputs_of_rows, *parts.in_channels(LABEL))}
     of_train |= {feature.name: None for feature in parts.features.values() if feature.role is not None}
     for mapping, chunks in parts.sources.items():
         held = {entry.text for chunk in chunks for entry in chunk.features}
@@ -532,9 +593,13 @@ def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
     """
     root = os.path.realpath(folder)
     resolved: dict[str, str] = {}
-    for chunk in (chunk for chunks in parts.sources.values() for chunk in chunks):
+    lists = [chunk.files for chunks in parts.sources.values() for chunk in chunks]
+    for own in parts.features.values():
+        if own.pretrained is not None:
+            lists.append([Entry(_feature_path(own, PRETRAINED), own.pretrained)])
+    for entries in lists:
         first: dict[str, str] = {}
-        for entry in chunk.files:
+        for entry in entries:
             path = os.path.normpath(entry.text)
             mistake = None if allow_outside else find_escape(entry.text, root, resolved)
             if mistake:
@@ -554,6 +619,8 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_keys_of_inputs,
     check_serve,
     check_keys_of_vectors,
+    check_pretrained,
+    check_dimension_of_pretrained,
     check_reserved_ids,
     check_tables,
     check_unseen_values,

@@ -11,13 +11,14 @@ from tests.data.sample_specs import changed
 
 
 def weighted_document() -> Any:
-    """A valid specification whose lists have weights, with a sequence and a vector."""
+    """A valid specification whose lists have weights, with a sequence, a vector and one that is looked up."""
     changes: dict[str, Any] = {
         "feature_spec.genres.weights": "note",
         "feature_spec.seen": {"cardinality": 100, "table": "user", "max_hotness": 2},
         "feature_spec.ages": {},
         "feature_spec.embedding": {"dimension": 3},
-        "channel_spec.vector": ["embedding"],
+        "feature_spec.text": {"pretrained": "texts.parquet", "of": "user", "trained": True, "dimension": 2},
+        "channel_spec.vector": ["embedding", "text"],
         "channel_spec.sequence": {
             "views": {"features": ["seen", "ages"], "target": ["user"], "encoder": "din", "order": "newest_last"}
         },

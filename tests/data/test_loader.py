@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.loading import parquet
 from data.loading import shuffle as epoch_plan
 from data.loading.batch import PAD, Batch
 from data.loading.decode import Decoded
@@ -318,13 +319,13 @@ def test_closing_cancels_pending_row_groups(tmp_path):
 def test_only_a_few_batches_are_made_ahead(tmp_path):
     spec, _ = write_dataset(tmp_path, [[10]] * 40)
     loader = ParquetLoader(spec, "train", global_batch_size=10, shuffle=False)
-    allocate, sizes = ParquetReader.allocate, []
+    allocate, sizes = parquet.empty_batch, []
 
-    def counting(self: ParquetReader, rows: int) -> Batch:
+    def counting(spec: FeatureSpec, rows: int, **options: Any) -> Batch:
         sizes.append(rows)
-        return allocate(self, rows)
+        return allocate(spec, rows, **options)
 
-    with small_windows(25), mock.patch.object(ParquetReader, "allocate", counting):
+    with small_windows(25), mock.patch.object(parquet, "empty_batch", counting):
         batches = loader.epoch(0)
         next(batches)
         deadline = time.monotonic() + 30
@@ -347,14 +348,14 @@ def test_two_epochs_can_run_at_the_same_time(tmp_path):
 
 def test_later_epochs_reuse_rows_from_memory(tmp_path):
     spec, frame = write_dataset(tmp_path, [[3, 14, 9], [20, 1, 11]])
-    allocate, sizes = ParquetReader.allocate, []
+    allocate, sizes = parquet.empty_batch, []
 
-    def counting(self: ParquetReader, rows: int) -> Batch:
+    def counting(spec: FeatureSpec, rows: int, **options: Any) -> Batch:
         sizes.append(rows)
-        return allocate(self, rows)
+        return allocate(spec, rows, **options)
 
     loader = ParquetLoader(spec, "train", global_batch_size=8, shuffle=True)
-    with mock.patch.object(ParquetReader, "allocate", counting):
+    with mock.patch.object(parquet, "empty_batch", counting):
         for epoch in range(6):
             batches = list(loader.epoch(epoch))
             assert sorted(rows_in(batches)) == list(range(len(frame)))

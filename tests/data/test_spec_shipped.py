@@ -24,7 +24,7 @@ PUBLIC = {
     "no_onehot.yaml": (0, 3, 13),
 }
 OWN = {"column_groups.yaml", "multiclass.yaml", "sample_weight.yaml", "three_tasks.yaml", "tiny.yaml"}
-OWN |= {"sequence.yaml", "shared_table.yaml", "training_only.yaml", "two_labels.yaml", "vector.yaml"}
+OWN |= {"pretrained.yaml", "sequence.yaml", "shared_table.yaml", "training_only.yaml", "two_labels.yaml", "vector.yaml"}
 OWN |= {"weighted_lists.yaml", "with_map.yaml"}
 
 
@@ -100,6 +100,11 @@ def test_specifications_show_what_their_name_says() -> None:
     sequence = read("sequence.yaml")
     assert [each.encoder for each in sequence.sequences] == ["din", "mean"] and sequence.sequence_numbers
     assert [vector.dimension for vector in read("vector.yaml").vectors] == [16, 6]
+    assert [(own.of, own.trained) for own in read("pretrained.yaml").pretrained] == [
+        ("item", False),
+        ("item", True),
+        ("bought", False),
+    ]
     training_only = read("training_only.yaml")
     assert {feature.name: feature.serve for feature in training_only.training_only} == {"position": 0, "scrolled": 0}
     assert [feature.combiner for feature in training_only.multihot] == ["mean"]

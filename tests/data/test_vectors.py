@@ -158,9 +158,14 @@ def test_batches_have_the_vectors_of_their_rows(tmp_path_factory, data):
     apart = data.draw(st.sampled_from([None, [[rows]], [[cut], [rows - cut]], [[1] * rows]]))
     number = data.draw(st.sampled_from([pa.float16(), pa.float32(), pa.float64()]))
     kind = data.draw(st.sampled_from([pa.list_, pa.large_list, lambda item: pa.list_(item, 5)]))
+    types = {"title": kind(number)}
+    is_narrow = number == pa.float16() and data.draw(st.booleans())
     if number == pa.float16():
         frame["title"] = [np.float16(cell) for cell in frame.title]
-    spec = write_vectors(tmp_path_factory.mktemp("vectors"), files, frame, types={"title": kind(number)}, apart=apart)
+    if is_narrow:  # all vectors are: so are the loader's buffers
+        frame["image"], types["image"] = [np.float16(cell) for cell in frame.image], pa.list_(pa.float16())
+    spec = write_vectors(tmp_path_factory.mktemp("vectors"), files, frame, types=types, apart=apart)
+    assert ParquetReader(spec, "train").allocate(2).vectors.dtype == (np.float16 if is_narrow else np.float32)
     options: dict[str, Any] = {"workers": data.draw(st.integers(1, 3)), "shuffle": data.draw(st.booleans())}
     seen = []
     with small_windows(data.draw(st.integers(1, 50))):
@@ -197,12 +202,30 @@ def test_vectors_of_a_part(tmp_path, apart):
     assert sorted(rows) == np.flatnonzero(mask).tolist()
 
 
+@pytest.mark.parametrize(("value", "words"), [(INF, "inf"), (NAN, "nan")])
+def test_float16_may_be_unusable(tmp_path, value, words):
+    frame = rows_of(40)
+    frame["title"] = [np.float16(cell) for cell in frame.title]
+    frame["image"] = [np.float16([value if row == 25 else row]) for row in range(40)]
+    narrow = {"title": pa.list_(pa.float16(), 5), "image": pa.list_(pa.float16())}
+    spec = write_vectors(tmp_path, [[20, 20]], frame, types=narrow)
+    with pytest.raises(DataError, match=f"'image' has 1 unusable values, the first {words} in row 25 of the file"):
+        batches_of(spec)
+
+
 def test_memory_counts_vectors(tmp_path, monkeypatch):
     spec = write_vectors(tmp_path, [[20]], rows_of(20))
     document = spec.to_dict()
     del document["channel_spec"]["vector"]
     without = ParquetReader(FeatureSpec.from_dict(document, tmp_path), "train")
     assert ParquetReader(spec, "train").row_bytes == without.row_bytes + 4 * 6
+    assert ParquetReader(spec, "train").buffer_row_bytes == without.buffer_row_bytes + 4 * 6
+    frame, narrow = rows_of(20), {"title": pa.list_(pa.float16()), "image": pa.list_(pa.float16())}
+    for name in narrow:
+        frame[name] = [np.float16(cell) for cell in frame[name]]
+    (tmp_path / "narrow").mkdir()
+    reader = ParquetReader(write_vectors(tmp_path / "narrow", [[20]], frame, types=narrow), "train")
+    assert reader.row_bytes == without.row_bytes + 4 * 6 and reader.buffer_row_bytes == without.row_bytes + 2 * 6
     monkeypatch.setattr("data.memory.available_memory", lambda *_: 1000)
     with pytest.raises(DataError, match="use fewer features or shorter vectors, or more workers"):
         ParquetLoader(spec, "train", global_batch_size=1, shuffle=True)

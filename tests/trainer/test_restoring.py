@@ -40,9 +40,9 @@ def test_restored_runs_set_no_initial_values(data, tmp_path, monkeypatch):
     whole, trained = arrays(tmp_path), metrics(tmp_path / "results")
     first, last = sorted((tmp_path / "models" / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
 
-    def broken(shape: tuple[int, ...], value: float, *, overwritten: bool) -> tf.Tensor:
+    def broken(shape: tuple[int, ...], value: float, *, overwritten: bool, dtype: str = "float32") -> tf.Tensor:
         assert overwritten, "a slot or table was given an initial value"
-        return tf.fill(shape, np.float32(np.nan))
+        return tf.fill(shape, tf.constant(np.nan, dtype))
 
     for module in ("embeddings.tables", "optimizers.optimizer"):
         monkeypatch.setattr(f"trainer.{module}.initial_value", broken)

@@ -123,7 +123,8 @@ def _raw_spec(folder: ChecksummedDir) -> RawSpec | None:
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:
     """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
     stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
-    needed = sum(table.rows * table.width for table in layout.tables) + options.vector_weights(layout)
+    tables = (*layout.tables, *layout.frozen_tables)
+    needed = sum(table.rows * table.width for table in tables) + options.vector_weights(layout)
     needed += options.dense_weights(options.network_width(layout), {task.name: task.width for task in tasks})
     if needed > stored:
         raise DataError(f"{folder.path}: describes a model that is larger than its {stored:,} weights")

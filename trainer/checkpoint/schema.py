@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, VECTOR, Encoder, FeatureSequence, Order
+from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, VECTOR, Encoder, Feature, FeatureSequence, Order
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
@@ -32,6 +32,9 @@ class FeatureEntry:
         combiner: how the deep part pools a multi-hot feature's ids, if the feature states it.
         serve: value in predictions of a feature that is known only in training.
         dimension: number of values of a vector.
+        of: name of the feature whose ids a pretrained vector is looked up by.
+        trained: whether a pretrained vector is trained.
+        dtype: type in which the vectors are held that are looked up and not trained.
     """
 
     name: str
@@ -45,6 +48,9 @@ class FeatureEntry:
     combiner: str | None = None
     serve: float | None = None
     dimension: int | None = None
+    of: str | None = None
+    trained: bool | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,19 @@ class TaskEntry:
     given: str | None = None
 
 
+def _entry_of_vector(feature: Feature) -> FeatureEntry:
+    if feature.pretrained is None:
+        return FeatureEntry(feature.name, VECTOR, dimension=feature.dimension)
+    return FeatureEntry(
+        feature.name,
+        VECTOR,
+        dimension=feature.dimension,
+        of=feature.of,
+        trained=feature.trained or None,
+        dtype=None if feature.trained else feature.table_dtype,
+    )
+
+
 Entries = Collection[FeatureEntry] | Collection[SequenceEntry] | Collection[TaskEntry]
 
 
@@ -100,12 +119,9 @@ class ModelSchema:
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
         """Returns the schema of a model for a specification with the given embedding widths."""
         features = [
-            FeatureEntry(
-                name,
-                channel,
-                serve=spec.features[name].serve,
-                dimension=spec.features[name].dimension if channel == VECTOR else None,
-            )
+            _entry_of_vector(spec.features[name])
+            if channel == VECTOR
+            else FeatureEntry(name, channel, serve=spec.features[name].serve)
             if spec.features[name].cardinality is None
             else FeatureEntry(
                 name,

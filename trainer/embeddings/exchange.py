@@ -77,7 +77,7 @@ class SparseExchange:
             return dict(gradients)
         replicated = {path: own for path, own in gradients.items() if self._plan[path] == "rows"}
         sharded = [(path, own.values) for path, own in gradients.items() if self._plan[path] == "shards"]
-        rows = dict(routes.rows)
+        rows = {index: own for index, own in routes.rows.items() if index in self._groups.values()}  # trained ones
         values: dict[str, tf.Tensor] = {}
         # Groups of a kind share their collectives, so that the number of these does not depend on that of the tables.
         if replicated:

@@ -25,7 +25,8 @@ class Lookups(NamedTuple, Generic[Array]):
     GPUs compute with on the device; TensorFlow keeps int32 in host memory.
 
     Attributes:
-        rows: [rows] distinct rows of the group that are read, sorted by the worker that holds them.
+        rows: [rows] distinct rows of the group that are read, sorted by the worker that holds them. This and what
+            belongs to it is empty for a group that is neither sharded nor trained.
         sources: [pooled ids] where the row of each id outside of sequences is read, by slot: its number in the group's
             variable or, for a sharded group, its position in `rows`.
         slots: [pooled ids] the slot of each of them, ascending; empty if every slot has exactly one id.
@@ -62,10 +63,12 @@ class TableGroup:
         features: the features that look up the tables, those of sequences last. Features that share a table are in the
             same group.
         name: name of the group, distinct in the model.
+        is_trained: whether a step changes the rows.
     """
 
     features: tuple[CategoricalInput, ...]
     name: str
+    is_trained: bool = True
 
     @property
     def width(self) -> int:
@@ -176,6 +179,12 @@ def group_tables(layout: InputSchema, large: int) -> tuple[TableGroup, ...]:
     )
 
 
+def group_vectors(layout: InputSchema) -> tuple[TableGroup, ...]:
+    """Return a group for each vector that is looked up: those that are trained first."""
+    tables = zip(layout.looked_up, layout.pretrained, strict=True)
+    return tuple(TableGroup((feature,), f"of.{feature.name}", own.trained) for feature, own in tables)
+
+
 def group_wide(layout: InputSchema, deep: Sequence[TableGroup], large: int) -> tuple[TableGroup, ...]:
     """Group the wide weights of a layout.
 
@@ -222,8 +231,8 @@ class LookupFinder:
         self._newest_first = [layout.newest_first[feature.name] for feature in in_sequences]
         self._first_steps = np.cumsum([0, *(feature.hotness for feature in in_sequences)])[:-1]  # [in_sequences]
         self._first_rows = np.array([group.first_rows[feature.table] for feature in group.features], np.int64)
-        weighted = [feature.name for feature in layout.weighted]
-        self._weights = [weighted.index(feature.name) for feature in pooled if feature.weights]
+        weighted = [feature.weights for feature in layout.weighted]
+        self._weights = [weighted.index(feature.weights) for feature in pooled if feature.weights]
         # The place of each feature among the one-hot ones followed by the multi-hot ones.
         self._order = np.argsort(np.argsort([feature.multihot for feature in pooled], kind="stable"))
 
@@ -231,6 +240,9 @@ class LookupFinder:
         """Returns what the group looks up for the ids of a batch."""
         group, batch = self._group, len(ids.onehot)
         rows, slots, counts, weights = self._pooled(ids)
+        if not group.is_trained and self._holders == 1:  # neither exchanged nor updated
+            none = np.empty(0, np.int64)
+            return Lookups(none, rows, slots, none, none, counts, weights, weights[:0], np.zeros(1, np.int32))
         pooled, all_slots, all_weights = len(rows), slots, weights
         step_slots = np.empty(0, np.int64)
         if group.in_sequences:

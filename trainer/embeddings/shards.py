@@ -73,13 +73,14 @@ class Shards:
         """Fetches rows from the workers that hold them. A collective.
 
         Args:
-            tables: this worker's rows of tables, [own rows, width] float32, each with the number of its group.
+            tables: this worker's rows of tables, [own rows, width], each with the number of its group.
             routes: the rows to fetch.
 
         Returns:
-            The rows of each table, [n, width], in the order in which `routes` was given them.
+            The rows of each table, [n, width] float32, in the order in which `routes` was given them.
         """
-        answers = [(index, tf.gather(table, routes.rows[index])) for index, table in tables]
+        # Cast, since all are sent in one piece.
+        answers = [(index, tf.cast(tf.gather(table, routes.rows[index]), tf.float32)) for index, table in tables]
         return self._swap(answers, routes.answered, routes.fetched)
 
     def deliver(self, gradients: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from data.loading.batch import Ids
 from trainer.embeddings import SMALLEST_SHARDED
-from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_wide
+from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_vectors, group_wide
 from trainer.embeddings.initialization import NormalTable, draw_tables
 from trainer.embeddings.shards import Routes, Shards
 from trainer.layout import CategoricalInput, InputSchema
@@ -28,27 +28,32 @@ class EmbeddingRows(NamedTuple):
     """Rows of each group of tables, or their gradients, float32.
 
     Attributes:
-        deep: one [rows, width] tensor or variable per group.
+        deep: one [rows, width] tensor or variable per group, then one per trained vector.
         wide: one [rows, outputs] tensor or variable per group; none without a wide part.
+        frozen: one [rows, dimension] tensor or variable per vector that is not trained, which may be float16.
     """
 
     deep: tuple[tf.Tensor, ...]
     wide: tuple[tf.Tensor, ...]
+    frozen: tuple[tf.Tensor, ...] = ()
 
 
 class Pooled(NamedTuple):
     """The embeddings of a batch, float32.
 
     Attributes:
-        deep: one [batch, pooled features, width] tensor per group of tables.
+        deep: one [batch, pooled features, width] tensor per group of tables, then one [batch, 1, dimension] per vector
+            that is looked up and trained.
         wide: one [batch, outputs] tensor, the sum of the wide weights of each row's ids; none without a wide part.
         steps: one [batch, steps, width] tensor per group with features of sequences: of each of them, the row of every
             step, from the newest one on. For padding it is any row.
+        frozen: one [batch, 1, dimension] tensor per vector that is looked up and not trained.
     """
 
     deep: tuple[tf.Tensor, ...]
     wide: tuple[tf.Tensor, ...]
     steps: tuple[tf.Tensor, ...] = ()
+    frozen: tuple[tf.Tensor, ...] = ()
 
 
 class EmbeddingTables(keras.layers.Layer):
@@ -58,6 +63,10 @@ class EmbeddingTables(keras.layers.Layer):
     zeros. Tables of one width share a variable (see `TableGroup`). Wide weights have the rows of the deep tables, so
     that both are looked up and updated by the same distinct rows, unless features share these tables: the weights of
     each feature are its own, and are then looked up by themselves.
+
+    A vector that is looked up has a group of its own, by the ids of another feature, whose rows are zeros until
+    `trainer.embeddings.pretrained` fills them. If it is trained, its group is one of the deep ones in all but the input
+    of the model. Otherwise a step only reads it.
 
     Args:
         layout: layout of the features.
@@ -70,9 +79,10 @@ class EmbeddingTables(keras.layers.Layer):
         restored: whether a checkpoint overwrites the tables, which then have no initial values.
 
     Attributes:
-        groups: the groups of tables whose rows a step looks up: the deep ones, in the order of the deep input, and then
-            those of wide weights that do not have the rows of the deep tables.
-        deep_variables: this worker's rows of each deep group.
+        groups: the groups of tables whose rows a step looks up: the deep ones, in the order of the deep input, those of
+            vectors, and then those of wide weights that do not have the rows of the deep tables.
+        deep_variables: this worker's rows of each deep group, then of each trained vector.
+        frozen_variables: this worker's rows of each vector that is not trained.
         wide_variables: this worker's rows of the wide weights, likewise; none without a wide part.
     """
 
@@ -92,16 +102,25 @@ class EmbeddingTables(keras.layers.Layer):
         large = shards.smallest if shards else SMALLEST_SHARDED
         deep = group_tables(layout, large)
         wide = group_wide(layout, deep, large) if outputs else ()
-        self.groups = (*deep, *(group for group in wide if group not in deep))
+        vectors = group_vectors(layout)
+        self.groups = (*deep, *vectors, *(group for group in wide if group not in deep))
+        self.deep_groups = deep
         self._wide_groups = [self.groups.index(group) for group in wide]
         self._finders = [LookupFinder(layout, group, holders=self._holders(group)[1]) for group in self.groups]
+        trained = [group for group in vectors if group.is_trained]
         self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in deep]
+        self.deep_variables += [self._variable("vector", own, own.width, overwritten=restored) for own in trained]
+        self.frozen_variables = [
+            self._variable("vector", group, group.width, overwritten=restored, dtype=own.dtype)
+            for group, own in zip(vectors, layout.pretrained, strict=True)
+            if not own.trained
+        ]
         self.wide_variables = [self._variable("wide", group, outputs, overwritten=restored) for group in wide]
         if not restored:
             draw_tables(
                 [
                     NormalTable(table, init_std, seed_of(seed, name))
-                    for group, variable in zip(deep, self.deep_variables, strict=True)
+                    for group, variable in zip(deep, self.deep_variables, strict=False)
                     for name, table in self._rows_of(group, variable.value).items()
                 ]
             )
@@ -114,33 +133,42 @@ class EmbeddingTables(keras.layers.Layer):
         return self.shards is not None and self.shards.holds_part_of(group.tables[0].rows)
 
     @property
-    def deep_groups(self) -> tuple[TableGroup, ...]:
-        """The groups of deep tables, in the order of the deep input."""
-        return self.groups[: len(self.deep_variables)]
-
-    @property
     def group_variables(self) -> list[tuple[int, keras.Variable]]:
-        """Every deep variable, then every wide one, each with the index of its group."""
+        """Every deep variable, then every wide one, each with the index of its group: those that are trained."""
         return [*enumerate(self.deep_variables), *zip(self._wide_groups, self.wide_variables, strict=True)]
 
+    @property
+    def frozen_groups(self) -> list[tuple[int, keras.Variable]]:
+        """Every variable that is not trained, with the index of its group."""
+        return list(enumerate(self.frozen_variables, start=len(self.deep_variables)))
+
     def tables(self) -> dict[str, TableRows]:
-        """Returns all tables by name: embeddings/deep.TABLE and embeddings/wide.FEATURE."""
+        """Returns all tables by name: embeddings/deep.TABLE, embeddings/vector.FEATURE and embeddings/wide.FEATURE."""
         found: dict[str, TableRows] = {}
-        for _, variable in self.group_variables:
+        for _, variable in (*self.group_variables, *self.frozen_groups):
             found |= self.split(variable.path, {"": variable.value})
+        return found
+
+    def vector_tables(self) -> dict[str, TableRows]:
+        """Returns the rows of the vectors that are looked up, by feature."""
+        variables = [*self.deep_variables, *self.frozen_variables]
+        found: dict[str, TableRows] = {}
+        for index in range(len(self.deep_groups), len(variables)):
+            found |= self._rows_of(self.groups[index], variables[index].value)
         return found
 
     def split(self, path: str, variables: dict[str, tf.Variable]) -> dict[str, TableRows]:
         """Returns the tables in variables that have the rows of a group: its weights or its optimizer state.
 
         Args:
-            path: path of the group's deep or wide variable.
+            path: path of the group's deep, vector or wide variable.
             variables: suffix of the name -> variable.
 
         Returns:
-            embeddings/deep.TABLE + suffix (or wide.FEATURE) -> its rows.
+            embeddings/deep.TABLE + suffix (or vector.FEATURE, or wide.FEATURE) -> its rows.
         """
-        [group] = [self.groups[index] for index, variable in self.group_variables if variable.path == path]
+        of_groups = (*self.group_variables, *self.frozen_groups)
+        [group] = [self.groups[index] for index, variable in of_groups if variable.path == path]
         part = path.removesuffix(f".{group.name}")
         return {
             f"{part}.{name}{suffix}": table
@@ -169,7 +197,7 @@ class EmbeddingTables(keras.layers.Layer):
             # Known where every slot has one id: XLA compiles what depends on it only once.
             size = None if rows is None or group.has_lists else rows * len(group.pooled)
             pooled = tf.TensorSpec([size], tf.int64)
-            ids = numbers if group.in_sequences else pooled
+            ids = pooled if group.is_trained and not group.in_sequences else numbers
             counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
             weights = tf.TensorSpec([None if group.has_weights else 0], tf.float32)
             per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
@@ -197,15 +225,16 @@ class EmbeddingTables(keras.layers.Layer):
         Args:
             routes: what `routes` returns for the lookups of the batch.
         """
-        variables = [variable.value for _, variable in self.group_variables]
+        of_groups = [*self.group_variables, *self.frozen_groups]
+        variables = [variable.value for _, variable in of_groups]
         if self.shards is not None:
-            sharded = [n for n, (index, _) in enumerate(self.group_variables) if index in routes.rows]
+            sharded = [n for n, (index, _) in enumerate(of_groups) if index in routes.rows]
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
-            fetched = self.shards.fetch([(self.group_variables[n][0], variables[n]) for n in sharded], routes)
+            fetched = self.shards.fetch([(of_groups[n][0], variables[n]) for n in sharded], routes)
             for n, rows in zip(sharded, fetched, strict=True):
                 variables[n] = rows
-        deep = len(self.deep_variables)
-        return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:]))
+        deep, trained = len(self.deep_variables), len(self.group_variables)
+        return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:trained]), tuple(variables[trained:]))
 
     def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
         """Pools the rows of each slot, times the weights of the ids: a slot without ids gets zeros."""
@@ -221,7 +250,12 @@ class EmbeddingTables(keras.layers.Layer):
             tf.reduce_sum(self._sum_slots(self.groups[index], source, lookups[index]), axis=1)
             for index, source in zip(self._wide_groups, sources.wide, strict=True)
         ]
-        return Pooled(self._combined(deep, lookups), (tf.add_n(wide),) if wide else (), tuple(steps))
+        frozen = [
+            self._sum_slots(self.groups[index], source, lookups[index])
+            for (index, _), source in zip(self.frozen_groups, sources.frozen, strict=True)
+        ]
+        combined, trained = self._combined([*deep, *frozen], lookups), len(deep)
+        return Pooled(combined[:trained], (tf.add_n(wide),) if wide else (), tuple(steps), combined[trained:])
 
     def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
         """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
@@ -251,10 +285,10 @@ class EmbeddingTables(keras.layers.Layer):
         found = [self._padded_rows(group, tf.cast(ids, tf.int64), weights) for group in self.groups]
         if any(self.is_sharded(group) for group in self.groups):
             raise ValueError("padded ids cannot be looked up in sharded tables")
-        deep, steps = [], []
-        for index, variable in enumerate(self.deep_variables):
+        deep, steps, trained = [], [], len(self.deep_variables)
+        for index, variable in enumerate([*self.deep_variables, *self.frozen_variables]):
             group, (numbers, of_ids) = self.groups[index], found[index]
-            rows, columns = tf.gather(variable.value, numbers), sum(feature.hotness for feature in group.pooled)
+            rows, columns = _looked_up(variable.value, numbers), sum(feature.hotness for feature in group.pooled)
             deep.append(self._pool_columns(group, rows[:, :columns], of_ids[:, :columns]))
             if group.in_sequences:
                 steps.append(rows[:, columns:])
@@ -262,7 +296,7 @@ class EmbeddingTables(keras.layers.Layer):
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
             numbers, of_ids = found[index]
             wide.append(tf.reduce_sum(tf.gather(variable.value, numbers) * of_ids, axis=1))
-        return Pooled(tuple(deep), (tf.add_n(wide),) if wide else (), tuple(steps))
+        return Pooled(tuple(deep[:trained]), (tf.add_n(wide),) if wide else (), tuple(steps), tuple(deep[trained:]))
 
     def _padded_rows(self, group: TableGroup, ids: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
@@ -275,9 +309,9 @@ class EmbeddingTables(keras.layers.Layer):
         rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
         of_ids = tf.ones_like(own, tf.float32)
         if weights is not None and group.has_weights:
-            places = {feature.name: columns for feature, columns in self.layout.weighted.items()}
+            places = {feature.weights: columns for feature, columns in self.layout.weighted.items()}
             parts = [
-                weights[:, places[feature.name]]
+                weights[:, places[feature.weights]]
                 if feature.weights
                 else tf.ones_like(own[:, : feature.hotness], tf.float32)
                 for feature in group.features
@@ -308,7 +342,7 @@ class EmbeddingTables(keras.layers.Layer):
         features, width = len(group.pooled), source.shape[1]
         if not features:
             return tf.zeros([tf.shape(lookups.steps[0])[0] // group.steps, 0, width])
-        per_id = tf.gather(source, lookups.sources)  # [ids, width]
+        per_id = _looked_up(source, lookups.sources)  # [ids, width]
         if group.has_weights:
             per_id *= lookups.weights[:, tf.newaxis]
         if group.has_lists:
@@ -358,20 +392,28 @@ class EmbeddingTables(keras.layers.Layer):
 
     # Creation
 
-    def _variable(self, part: str, group: TableGroup, width: int, *, overwritten: bool) -> keras.Variable:
+    def _variable(
+        self, part: str, group: TableGroup, width: int, *, overwritten: bool, dtype: str = "float32"
+    ) -> keras.Variable:
         """Creates this worker's rows of a group: zeros, or without values if these are overwritten."""
         rank, workers = self._holders(group)
         # ceil((rows - rank) / workers) rows: those with number % workers == rank.
         shape = (-((rank - group.rows) // workers), width)
 
         def initializer(shape: tuple[int, ...], dtype: str) -> tf.Tensor:
-            return initial_value(shape, 0.0, overwritten=overwritten)
+            return initial_value(shape, 0.0, overwritten=overwritten, dtype=dtype)
 
-        return self.add_weight(shape=shape, initializer=initializer, name=f"{part}.{group.name}")
+        name, is_trained = f"{part}.{group.name}", group.is_trained
+        return self.add_weight(shape=shape, initializer=initializer, dtype=dtype, name=name, trainable=is_trained)
 
     def _holders(self, group: TableGroup) -> tuple[int, int]:
         """Returns this worker's position among the workers that share a group's rows, and their number."""
         return (self.shards.rank, self.shards.workers) if self.shards and self.is_sharded(group) else (0, 1)
+
+
+def _looked_up(source: tf.Tensor | tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    """Returns rows of a source, [*rows, width] float32: of those that are float16, only these become float32."""
+    return tf.cast(tf.gather(source, rows), tf.float32)
 
 
 def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:

@@ -21,12 +21,13 @@ class TouchedRows:
 
     def __init__(self, groups: Sequence[TableGroup]):
         self._groups = groups
-        self._marks = [np.zeros(group.rows, np.bool_) for group in groups]
+        self._marks = [np.zeros(group.rows if group.is_trained else 0, np.bool_) for group in groups]
 
     def add(self, rows: Sequence[np.ndarray]) -> None:
         """Marks the rows that a batch looks up, [n] integers for each group."""
-        for marks, numbers in zip(self._marks, rows, strict=True):
-            marks[numbers] = True
+        for group, marks, numbers in zip(self._groups, self._marks, rows, strict=True):
+            if group.is_trained:
+                marks[numbers] = True
 
     def clear(self) -> None:
         """Removes all marks."""
@@ -41,8 +42,10 @@ class TouchedRows:
         """
         found = {}
         for group, marks in zip(self._groups, self._marks, strict=True):
-            bits = np.bitwise_or.reduce(comm.gather_rows(np.packbits(marks)[np.newaxis]))  # [workers, bytes] -> [bytes]
-            numbers = np.flatnonzero(np.unpackbits(bits, count=group.rows))
+            bits = np.packbits(marks)
+            if group.is_trained:
+                bits = np.bitwise_or.reduce(comm.gather_rows(bits[np.newaxis]))  # [workers, bytes] -> [bytes]
+            numbers = np.flatnonzero(np.unpackbits(bits, count=len(marks)))
             ends = np.searchsorted(numbers, [*group.first_rows.values(), group.rows]).tolist()
             for index, (table, first) in enumerate(group.first_rows.items()):
                 found[group.key_of(table)] = numbers[ends[index] : ends[index + 1]] - first

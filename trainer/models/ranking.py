@@ -28,7 +28,8 @@ class RankingModel(keras.Model):
 
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
     Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
-    one number each, which only the network sees, as it does the vectors, normalized and projected. A tower of features
+    one number each, which only the network sees, as it does the vectors, of rows or looked up by ids, normalized and
+    projected. A tower of features
     that are known only in training adds its own logits.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
@@ -76,9 +77,12 @@ class RankingModel(keras.Model):
         with keras.name_scope(self.name, caller=self):  # layers create their weights when they are first called
             groups = self.embeddings.deep_groups
             deep = [tf.zeros((1, len(group.pooled), group.width)) for group in groups]
+            looked_up = [tf.zeros((1, 1, vector.dimension)) for vector in layout.pretrained]
             steps = [tf.zeros((1, group.steps, group.width)) for group in groups if group.in_sequences]
+            trained = len(self.embeddings.deep_variables) - len(groups)
+            pooled = Pooled((*deep, *looked_up[:trained]), (), tuple(steps), tuple(looked_up[trained:]))
             values = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), self.value_specs(1))
-            network.call(self.deep_input(Pooled(tuple(deep), (), tuple(steps)), values))
+            network.call(self.deep_input(pooled, values))
             if self.training_only is not None:
                 self.training_only(self.training_only.served)
 
@@ -104,9 +108,15 @@ class RankingModel(keras.Model):
     @property
     def weights_by_name(self) -> dict[str, tf.Variable | TableRows]:
         """All weights by the names under which they are saved."""
-        variables = {variable.path for _, variable in self.embeddings.group_variables}
+        variables = {variable.path for variable in self.embeddings.variables}
         dense = [variable for variable in self.variables if variable.path not in variables]
         return named(dense) | self.embeddings.tables()
+
+    @property
+    def moving_moments(self) -> list[keras.Variable]:
+        """The moving moments of batch normalization, which a step updates without gradients."""
+        frozen = {variable.path for variable in self.embeddings.frozen_variables}
+        return [variable for variable in self.non_trainable_variables if variable.path not in frozen]
 
     @property
     def parameters(self) -> int:
@@ -139,9 +149,14 @@ class RankingModel(keras.Model):
         return self._interacted(embedded, values, None).x
 
     def _interacted(self, embedded: Pooled, values: RowValues, context: StepContext | None) -> Interacted:
+        groups = len(self.embeddings.deep_groups)
+        looked_up = [tf.squeeze(own, axis=1) for own in (*embedded.deep[groups:], *embedded.frozen)]
+        embedded = embedded._replace(deep=embedded.deep[:groups])
         deep, numbers = self.sequences(embedded, values.numerical, values.sequences, context=context)
-        if self.layout.vectors:
-            numbers = tf.concat([numbers, self.vectors(values.vectors, context=context)], axis=1)
+        if self.layout.vector_dimensions:
+            of_rows = [values.vectors] if self.layout.vectors else []
+            all_vectors = tf.concat([*of_rows, *looked_up], axis=1)
+            numbers = tf.concat([numbers, self.vectors(all_vectors, context=context)], axis=1)
         if (scale := self.network.options.numerical_scale) != 1:
             numbers *= scale
         return self.interaction(deep, numbers, context=context)

@@ -1,4 +1,4 @@
-"""Vectors in rows, such as pretrained embeddings, on their way to the interaction of any model."""
+"""Vectors, such as pretrained embeddings, on their way to the interaction of any model."""
 
 import keras
 import tensorflow as tf
@@ -25,7 +25,7 @@ class Vectors(keras.layers.Layer):
 
     def __init__(self, options: ModelOptions, layout: InputSchema, config: DenseConfig):
         super().__init__(name="vectors", dtype="float32", autocast=False)
-        self.dimensions = [vector.dimension for vector in layout.vectors]
+        self.dimensions = layout.vector_dimensions
         self.is_normalized = [options.vector_norm == "layer" and dimension > 1 for dimension in self.dimensions]
         self.projections = {
             f"units_{number}": Dense(options.vector_units, config.linear, name=f"units_{number}")
@@ -46,7 +46,7 @@ class Vectors(keras.layers.Layer):
         """Returns what the interaction sees of the vectors.
 
         Args:
-            vectors: [batch, sum of dimensions] float32.
+            vectors: all vectors of `InputSchema.vector_dimensions` side by side, [batch, sum of dimensions] float32.
             context: None outside training.
 
         Returns:

@@ -37,6 +37,7 @@ from data.spec.document import (
     path_of,
 )
 from data.spec.document_values import (
+    Boolean,
     ChannelKeys,
     Dimension,
     FilePath,
@@ -197,7 +198,6 @@ _Buckets: Any = _integer(1, MAX_BUCKETS)
 _Intervals: Any = _integer(2, MAX_BOUNDARIES)
 _Folds: Any = _integer(2, 1000)
 _Seed: Any = _integer(0, 2**63 - 1)
-_Boolean = Annotated[bool, Strict(), expects("true or false, without quotes")]
 _Condition = Annotated[WrittenCondition, _parsed(read_condition)]
 _Time = Annotated[datetime | float, _parsed(read_time)]
 _Format = Annotated[str, _text('the format of a time, such as "%Y-%m-%d %H:%M:%S",', 100)]
@@ -330,6 +330,9 @@ class RawFeatureKeys(TypedDict, total=False):
     weights: Name
     combiner: Annotated[Combiner, expects_one_of(Combiner)]
     dimension: Dimension
+    pretrained: FilePath
+    of: Name
+    trained: Boolean
     history: Annotated[HistoryKeys, expects("a mapping with of, by, order and last")]
     count: Annotated[CountKeys, expects("a mapping with of, by, order and window")]
     cardinality: PositiveInteger
@@ -354,10 +357,10 @@ class RawChunkKeys(TypedDict):
     features: NotRequired[
         Annotated[list[_Column], Field(min_length=1), expects("a list of columns, such as [click, user_id]")]
     ]
-    header: NotRequired[_Boolean]
+    header: NotRequired[Boolean]
     separator: NotRequired[Annotated[str, _text('one character, such as ";" or "\\t",', 1)]]
     quote: NotRequired[Annotated[str | None, PlainValidator(_quote)]]
-    trim: NotRequired[_Boolean]
+    trim: NotRequired[Boolean]
     null: NotRequired[Annotated[list[str], expects('a list of texts, such as ["NA", "?"]'), BeforeValidator(_as_list)]]
 
 
@@ -405,7 +408,7 @@ class _RawDocument(TypedDict):
     sample_weight: NotRequired[_Column]
     keep_negatives: NotRequired[Share]
     keep: NotRequired[Annotated[list[_Column], expects("a list of columns, such as [user_id]"), NoneIsList]]
-    shuffle: NotRequired[_Boolean]
+    shuffle: NotRequired[Boolean]
     seed: NotRequired[_Seed]
 
 

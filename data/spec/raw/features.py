@@ -16,6 +16,8 @@ from data.spec.features import (
     MAP,
     MULTIHOT,
     NUMERICAL,
+    PRETRAINED,
+    PRETRAINED_KEYS,
     SEQUENCE,
     SERVE,
     VECTOR,
@@ -38,6 +40,7 @@ from data.spec.raw.encodings import (
 from data.spec.raw.spec import (
     Count,
     CrossRule,
+    HashRule,
     History,
     IdentityRule,
     KeepRule,
@@ -63,6 +66,7 @@ from data.spec.validators import (
     check_keys_of_vectors,
     check_list_weights,
     check_map,
+    check_pretrained,
     check_sample_spaces,
     check_serve,
     check_tables,
@@ -82,9 +86,13 @@ FEATURE_RULES = (
     check_list_weights,
     check_all_sequences,
     check_keys_of_vectors,
+    check_pretrained,
 )
 _ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", DIMENSION, *LIST_KEYS, *LABEL_KEYS)
+_LOOKED_UP_KEYS = (*PRETRAINED_KEYS, DIMENSION, "dtype")
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
+# Encodings that give an id to each raw value.
+_LOOK_UP_RULES = (VocabularyRule, HashRule, IdentityRule)
 _RAW_LIST_KEYS = (*LIST_KEYS, "separator", "keep")
 
 
@@ -151,7 +159,9 @@ class RawFeatures:
                 self.ids_of_weights[keys["weights"]] = name
         self.ids_of_weights = {name: ids for name, ids in self.ids_of_weights.items() if name not in self.channel_of}
         for name, keys in self.parts.features.items():
-            if ("feature_spec", name) in self.parts.incomplete or not self._find_rule(name, keys):
+            if PRETRAINED in keys:
+                self.columns.unreadable[name] = "is looked up in a file"
+            elif ("feature_spec", name) in self.parts.incomplete or not self._find_rule(name, keys):
                 self.columns.unknown.add(name)
         self._share_tables()
         self._find_added()
@@ -163,6 +173,7 @@ class RawFeatures:
             self.problems.extend(self._check_feature(name, self.parts.features[name]))
         self._check_added_weights()
         self._check_shared()
+        self.problems.extend(self._check_looked_up())
         self._find_formats()
         for name in self.rules:
             self._find_reading(name, self.parts.features[name])
@@ -184,7 +195,8 @@ class RawFeatures:
         """Returns the parts of a specification of encoded features, for the rules that both kinds share."""
         features, stated = {}, {}
         for name, keys in self.parts.features.items():
-            stated[name] = frozenset(key for key in _ENCODED_KEYS if key in keys)
+            known = _LOOKED_UP_KEYS if PRETRAINED in keys else (*_ENCODED_KEYS, *PRETRAINED_KEYS)
+            stated[name] = frozenset(key for key in known if key in keys)
             features[name] = Feature(name=name, **{key: keys[key] for key in stated[name]})  # type: ignore
             if SERVE in keys:  # its id or number is only known when the encoder is fitted
                 features[name] = replace(features[name], serve=0.0)
@@ -323,6 +335,23 @@ class RawFeatures:
         if SERVE in keys and (name in self.computed or isinstance(rule, CrossRule | TargetRule) or "indicator" in keys):
             message = "is for one feature that is read from a column as it is or with an encoding of its own; remove it"
             yield Problem(feature_path(name, SERVE), message)
+
+    def _check_looked_up(self) -> Iterator[Problem]:
+        """Checks that pretrained vectors state nothing about raw columns, and that each raw value has an id."""
+        for name, keys in self.parts.features.items():
+            if PRETRAINED not in keys:
+                continue
+            for key in keys:
+                if key not in _LOOKED_UP_KEYS:
+                    message = "has no meaning for a vector that is looked up in a file; remove it"
+                    yield Problem(feature_path(name, key), message)
+            of = keys.get("of", "")
+            rule = self.rules.get(of)
+            if isinstance(rule, SharedVocabularyRule):
+                rule = self.rules.get(rule.feature)
+            if isinstance(rule, ID_RULES) and not isinstance(rule, _LOOK_UP_RULES):
+                message = f"{shown(of)} has no id per raw value; name a feature with a vocabulary, a hash or identity"
+                yield Problem(feature_path(name, "of"), message)
 
     def _check_source(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
         """Checks that a computed feature or a cross states nothing about a raw column."""
@@ -517,7 +546,8 @@ class RawFeatures:
         if other in self.added:
             return f"{shown(other)} is a number; cross features with ids"
         lists = [one for one in self.list_inputs[name] if not self._leads_to(one, name)]
-        if other in self.rules and not isinstance(self.rules[other], ID_RULES):
+        is_looked_up = PRETRAINED in self.parts.features.get(other, {})
+        if is_looked_up or (other in self.rules and not isinstance(self.rules[other], ID_RULES)):
             return f"{shown(other)} has no ids; add a feature of its column with an encoding of ids, and name that"
         if self._leads_to(other, name):
             return f"the cross depends on itself through {shown(other)}; remove it"
@@ -687,7 +717,12 @@ class RawFeatures:
 
     def build(self, names: dict[Reading, Reading]) -> dict[str, RawFeature]:
         """Returns the features, given the names of all readings; there must be no problems."""
-        return {name: self._built(name, names) for name in self.parts.features}
+        return {name: self._built(name, names) for name in self.rules}
+
+    def pretrained(self) -> dict[str, Feature]:
+        """Returns the vectors that are looked up, by name; there must be no problems."""
+        stated = self.encoded_parts().features
+        return {name: feature for name, feature in stated.items() if feature.pretrained is not None}
 
     def sequences(self) -> Iterator[FeatureSequence]:
         """Yields the sequences; there must be no problems. Those of unstated length have the length 1."""

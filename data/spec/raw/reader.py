@@ -101,15 +101,19 @@ class _Draft:
         """Returns the specification; there must be no problems."""
         parts, others = self.parts, self.parts.others
         computed = {name: found.reading for name, found in self.features.computed.items()}
-        names = self.columns.named(computed)
+        names, pretrained = self.columns.named(computed), self.features.pretrained()
         return RawSpec(
             folder=folder,
             readings={reading.name: reading for reading in names.values()} | computed,
             features=self.features.build(names),
             sources={name: tuple(chunk_of(chunk) for chunk in chunks) for name, chunks in parts.sources.items()},
             split=self.split.build(names),
-            channels={channel: tuple(entry.text for entry in parts.channels[channel]) for channel in CHANNELS},
+            channels={
+                channel: tuple(entry.text for entry in parts.channels[channel] if entry.text not in pretrained)
+                for channel in CHANNELS
+            },
             sequences=tuple(self.features.sequences()),
+            pretrained=pretrained,
             keep=tuple(names[reading].name for reading in self.keep),
             where=as_condition(self.where, names),
             sample_weight=None if self.sample_weight is None else names[self.sample_weight].name,

@@ -90,6 +90,10 @@ def check_files(parts: RawParts, folder: Path) -> Iterator[Problem]:
                 elif os.path.normpath(file) in first:
                     yield Problem(path, f"{shown(file)} is already {first[os.path.normpath(file)]}; keep one")
                 first.setdefault(os.path.normpath(file), path)
+    for name, keys in parts.features.items():
+        if "pretrained" in keys and (mistake := find_escape(keys["pretrained"], root, resolved)):
+            path = path_of("feature_spec", name, "pretrained")
+            yield Problem(path, f"{shown(keys['pretrained'])} {mistake}, or pass --allow_outside_paths")
 
 
 @dataclass

@@ -372,8 +372,10 @@ class RawSpec:
             not among them.
         sources: {name of a source or mapping: its chunks}.
         split: how sources are split into mappings, or None; sources that it does not name are mappings.
-        channels: {channel: feature names, including those that rules add}.
+        channels: {channel: feature names, including those that rules add}, without `pretrained`.
         sequences: the sequences of the channel `sequence`.
+        pretrained: {name: vector that is looked up by a feature's raw value}; they are not among the features, since
+            rows do not have them.
         keep: names of readings that are stored unchanged, for `--keep`.
         where: rows to use, or None for all.
         sample_weight: name of the reading that weighs rows, or None. The dataset's column of weights is the feature
@@ -394,6 +396,7 @@ class RawSpec:
     split: Split | None
     channels: dict[str, tuple[str, ...]]
     sequences: tuple[FeatureSequence, ...] = ()
+    pretrained: Mapping[str, Feature] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     where: Condition | None = None
     sample_weight: str | None = None
