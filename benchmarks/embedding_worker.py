@@ -62,7 +62,8 @@ def main() -> None:
         for ids, numbers, labels in zip(rows["ids"], rows["numbers"], rows["labels"], strict=True):
             batch = batch_of(ids, numbers, labels, has_lists=max_hotness > 1)
             started = time.perf_counter()
-            inputs.append(step_input(batch, step.model.embeddings.lookups(batch.ids), (), step.model.tasks))
+            arrays = step_input(batch, step.model.embeddings.lookups(batch.ids), (), step.model.tasks)
+            inputs.append(step.packing.pack(arrays))
             prepare_ms.append(1000 * (time.perf_counter() - started))
         print(json.dumps({"prepare_ms": round(float(np.median(prepare_ms)), 1)}), file=answers, flush=True)
         batches, numbers_of_steps = cycle(inputs), count(1)

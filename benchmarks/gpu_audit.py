@@ -210,7 +210,7 @@ def graphs_of(case: Case, dataset: Path) -> "dict[str, tf.Graph]":
     evaluator = Evaluator(model, data.eval_loader, Evaluation(model.tasks, with_group=False), comm, xla=case.xla)
     return {
         TRAINING: step.run.get_concrete_function().graph,
-        EVALUATION: evaluator._predict.get_concrete_function().graph,
+        EVALUATION: evaluator._forward.run.get_concrete_function().graph,
     }
 
 

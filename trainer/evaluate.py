@@ -13,6 +13,7 @@ from trainer.comm import Comm
 from trainer.layout import training_only_of
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
+from trainer.packing import Packed, Packing
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
 from trainer.tasks.evaluation import MEAN, Evaluation, metric_of
@@ -21,33 +22,35 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
-Forward = Callable[..., tf.Tensor]  # see `compile_forward`
-
-
-def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
-    """Returns the forward pass of a model as a graph. A collective if tables are sharded.
+class Forward:
+    """The forward pass of a model, as a graph that uses its current weights.
 
     Args:
-        model: any ranking model; the graph uses its current weights.
+        model: any ranking model.
         rows: number of rows of a batch.
         xla: whether to compile it with XLA (on a GPU only).
 
-    Returns:
-        A function of what the ids of a batch look up, its numerical features [batch, numerical] float32, the steps of
-        its sequences, its vectors [batch, vector columns] float32 and its features known only in training (see
-        `RankingModel.logits`), that returns the logits, [batch, outputs] float32.
+    Attributes:
+        packing: packs what a batch looks up, its numerical features [batch, numerical] float32, the steps of its
+            sequences, its vectors [batch, vector columns] float32 and its features known only in training, ahead of
+            the pass (see `RankingModel.logits`).
+        run: the graph, a function of a packed batch that returns the logits, [batch, outputs] float32. A collective if
+            tables are sharded.
     """
-    # The embeddings are computed outside of what XLA may compile: it supports no collectives.
-    logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
-    numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
-    vectors = tf.TensorSpec([rows, model.layout.vector_columns], tf.float32)
-    others = numerical, model.sequence_specs(rows), vectors, model.training_only_specs(rows)
-    signature = (model.embeddings.lookup_specs(rows), *others)
-    return tf.function(
-        lambda lookups, *others: logits(model.embed(lookups), *others),
-        input_signature=signature,
-        autograph=False,
-    )
+
+    def __init__(self, model: RankingModel, rows: int, *, xla: bool):
+        numerical = tf.TensorSpec([rows, len(model.layout.numerical)], tf.float32)
+        vectors = tf.TensorSpec([rows, model.layout.vector_columns], tf.float32)
+        others = numerical, model.sequence_specs(rows), vectors, model.training_only_specs(rows)
+        self.packing = Packing((model.embeddings.lookup_specs(rows), *others))
+        # The embeddings are computed outside of what XLA may compile: it supports no collectives.
+        logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
+
+        def run(packed: Packed) -> tf.Tensor:
+            lookups, *others = self.packing.unpack(packed)
+            return logits(model.embed(lookups), *others)
+
+        self.run = tf.function(run, input_signature=(self.packing.signature,), autograph=False)
 
 
 class Evaluator:
@@ -71,7 +74,7 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._model, self._predict = model, compile_forward(model, loader.local_batch_size, xla=xla)
+        self._model, self._forward = model, Forward(model, loader.local_batch_size, xla=xla)
 
     def run(
         self,
@@ -122,12 +125,11 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(self, batch: Batch) -> tuple:
-        """Converts a batch to tensors, in the loader's thread."""
+    def _prepare(self, batch: Batch) -> tuple[Batch, Packed]:
+        """Packs a batch, in the loader's thread."""
         model, ids = self._model, batch.ids
         others = batch.numerical, model.layout.steps(ids), batch.vectors, training_only_of(batch.training_only)
-        inputs = model.embeddings.lookups(ids), *others
-        return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        return batch, self._forward.packing.pack((model.embeddings.lookups(ids), *others))
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch and its logits to the metrics."""
@@ -140,8 +142,8 @@ class Evaluator:
         """
         with closing(self.loader.epoch(0, prepare=self._prepare)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
-            for batch, *inputs in batches:
-                started = (batch, self._predict(*inputs))
+            for batch, packed in batches:
+                started = (batch, self._forward.run(packed))
                 if waiting is not None:
                     yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
                 waiting = started
