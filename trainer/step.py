@@ -236,13 +236,11 @@ class TrainStep:
             control_flags: this worker's control flags, [flags] float32, at least one. They are summed over the workers
                 in an all-reduce that the step needs anyway.
         """
-        with tf.name_scope("unpack"):
-            batch: StepInput[tf.Tensor] = self.packing.unpack(packed)
         with tf.name_scope("compute"):
             # The losses are means over the global batch, so their denominators are summed before the forward pass.
             # The workers' shares of a loss then add up to its mean even where labels are missing or a batch is short.
-            counted, waited = _timed(self._sum_counts, (batch, control_flags), measure=self._times_start)
-            row_counts, control_flags = counted
+            started, waited = _timed(self._start, (packed, control_flags), measure=self._times_start)
+            batch, row_counts, control_flags = started
             gradients = self.forward_backward(batch, step, row_counts)
         with tf.name_scope("exchange"):
             gradients, exchanged = _timed(self.exchange, gradients, measure=self._times_exchange)
@@ -254,10 +252,13 @@ class TrainStep:
         """Calls `run` without control flags and returns the losses, [tasks] float32."""
         return self.run(batch, step, tf.zeros(1)).losses
 
-    def _sum_counts(self, inputs: tuple[StepInput[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
-        """Sums the row counts of a batch, and control flags, over the workers. A collective."""
-        batch, control_flags = inputs
-        return self.comm.sum_tensors([self.row_counts(batch), control_flags])
+    def _start(self, inputs: tuple[Packed, tf.Tensor]) -> tuple[StepInput[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Unpacks a batch, and sums its row counts, and control flags, over the workers. A collective."""
+        packed, control_flags = inputs
+        # After the clock has started, which must not wait for operations of a GPU.
+        batch: StepInput[tf.Tensor] = self.packing.unpack(packed)
+        row_counts, control_flags = self.comm.sum_tensors([self.row_counts(batch), control_flags])
+        return batch, row_counts, control_flags
 
     def row_counts(self, batch: StepInput[tf.Tensor]) -> tf.Tensor:
         """Returns the weight of this worker's rows that count for each task, then that of all, [tasks + 1] float32."""
