@@ -1,7 +1,7 @@
 """A batch as two tensors: its arrays lie one after the other in one buffer, which a graph cuts into tensors again.
 
 A batch has about ten arrays and nine for each group of embedding tables, often more than a hundred. Converting an array
-to a tensor and passing it to a graph takes TensorFlow as long as copying a hundred kilobytes, and a GPU gets each
+to a tensor and passing it to a graph takes TensorFlow as long as copying some hundred kilobytes, and a GPU gets each
 tensor in a copy of its own. Cutting a buffer is one operation, which copies few of the tensors.
 
 The buffer is a sequence of 4-byte words, float32 for TensorFlow, which splits them on every device. It has two parts:
