@@ -63,7 +63,7 @@ def main() -> None:
             batch = batch_of(ids, numbers, labels, has_lists=max_hotness > 1)
             started = time.perf_counter()
             lookups, values = model.embeddings.lookups(batch.ids), model.layout.row_values(batch)
-            inputs.append(step_input(batch, lookups, values, model.tasks))
+            inputs.append(step.packing.pack(step_input(batch, lookups, values, model.tasks)))
             prepare_ms.append(1000 * (time.perf_counter() - started))
         print(json.dumps({"prepare_ms": round(float(np.median(prepare_ms)), 1)}), file=answers, flush=True)
         batches, numbers_of_steps = cycle(inputs), count(1)

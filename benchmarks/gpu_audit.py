@@ -63,6 +63,7 @@ KINDS = {
     "launches": "launches",
     "recompiles": "XLA inputs of varying size",
     "collectives": "collectives",
+    "arguments": "arguments",
     "to_device": "copies to device",
     "to_host": "copies to host",
 }
@@ -104,6 +105,8 @@ LIMITS = (
     Limit("host syncs, two workers", "syncs", 2, {"workers": 2, "tables": "whole"}),
     Limit("host syncs, two workers, sparse exchange", "syncs", 3, {"workers": 2, "tables": "rows"}),
     Limit("host syncs, two workers, sharded tables", "syncs", 3, {"workers": 2, "tables": "sharded"}),
+    Limit("arguments of a step: a batch and the control flags", "arguments", 2, {"part": TRAINING}),
+    Limit("arguments of an evaluation: a batch", "arguments", 1, {"part": EVALUATION}),
     Limit("host syncs in an evaluation", "syncs", 0, {"part": EVALUATION}),
     *(
         Limit(
@@ -210,7 +213,7 @@ def graphs_of(case: Case, dataset: Path) -> "dict[str, tf.Graph]":
     evaluator = Evaluator(model, data.eval_loader, Evaluation(model.tasks, with_group=False), comm, xla=case.xla)
     return {
         TRAINING: step.run.get_concrete_function().graph,
-        EVALUATION: evaluator._predict.get_concrete_function().graph,
+        EVALUATION: evaluator._forward.run.get_concrete_function().graph,
     }
 
 

@@ -11,6 +11,7 @@ inputs and outputs that it keeps in host memory. For int32 these are often all o
     launches        operations that run a kernel on the GPU; a function compiled by XLA is one
     recompiles      inputs of such a function whose size is unknown: XLA compiles it again for every new size
     collectives     Horovod's operations, which are counted neither as launches nor as syncs
+    arguments       tensors that every call brings to the GPU, each in a copy of its own, ahead of the graph
     to_device, to_host   tensors copied between host and GPU, each once however many operations read it
 
 A tensor grows with the batch if a dimension is unknown or at least as large as the batch. Arguments of the graph are
@@ -124,6 +125,7 @@ class Counts:
     launches: Counter[str] = field(default_factory=Counter)
     recompiles: Counter[str] = field(default_factory=Counter)
     collectives: Counter[str] = field(default_factory=Counter)
+    arguments: int = 0
     to_device: int = 0
     to_host: int = 0
 
@@ -145,6 +147,9 @@ def count(graph: tf.Graph, batch: int, kernels: GpuKernels) -> Counts:
     for tensor in graph.inputs:
         if tensor.dtype == tf.int32 and counter.grows(tensor):
             counter.counts.per_row[f"argument ({tensor.dtype.name})"] += 1
+    on_gpu = [tensor for tensor in graph.inputs if tensor.dtype not in WITHOUT_DATA | {tf.int32}]
+    captured = {tensor.name for tensor in graph.internal_captures}  # constants, which are there from the first call on
+    counter.counts.arguments = sum(tensor.name not in captured for tensor in on_gpu)
     counter.visit(graph, arguments)
     return counter.counts
 

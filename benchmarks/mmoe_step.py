@@ -25,7 +25,7 @@ from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.layout import InputSchema, RowValues, input_schema
 from trainer.models import build_model
-from trainer.models.ranking import RankingModel
+from trainer.packing import Packed
 from trainer.process.runtime import compute_dtype
 from trainer.step import StepInput, TrainStep
 from trainer.tasks.binary import BinaryTask
@@ -33,8 +33,9 @@ from trainer.tasks.binary import BinaryTask
 UNITS = (256, 128)
 
 
-def random_batch(model: RankingModel, batch: int) -> StepInput:
-    """Rows whose ids are skewed: the density of an id falls with its square root."""
+def random_batch(step: TrainStep, batch: int) -> Packed:
+    """The input of a step, rows whose ids are skewed: the density of an id falls with its square root."""
+    model = step.model
     rng, layout, tasks = np.random.default_rng(0), model.layout, len(model.tasks)
     ids: dict[bool, list[np.ndarray]] = {
         False: [np.empty((batch, 0), np.int32)],
@@ -45,16 +46,14 @@ def random_batch(model: RankingModel, batch: int) -> StepInput:
         ids[columns.multihot].append(drawn.astype(np.int32))
     onehot, lists = (np.concatenate(ids[multihot], axis=1) for multihot in (False, True))
     multihot = from_padded(lists, [columns.hotness for columns in layout.categorical if columns.multihot])
-    return StepInput(
-        lookups=tf.nest.map_structure(
-            tf.constant, model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0, np.float32)))
-        ),
-        values=RowValues(
-            tf.constant(rng.normal(size=(batch, len(layout.numerical))), tf.float32), vectors=tf.zeros((batch, 0))
-        ),
-        labels=tf.constant(rng.random((batch, tasks)) < 0.2, tf.float32),
-        weights=tf.ones(batch),
+    numbers = rng.normal(size=(batch, len(layout.numerical))).astype(np.float32)
+    rows = StepInput(
+        lookups=model.embeddings.lookups(Ids(onehot, multihot, empty_lists(len(onehot), 0, np.float32))),
+        values=RowValues(numbers, vectors=np.zeros((batch, 0), np.float32)),
+        labels=(rng.random((batch, tasks)) < 0.2).astype(np.float32),
+        weights=np.ones(batch, np.float32),
     )
+    return step.packing.pack(rows)
 
 
 def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int) -> TrainStep:
@@ -62,10 +61,10 @@ def make_step(flags: list[str], layout: InputSchema, batch: int, tasks: int) -> 
     names = tuple(BinaryTask(f"task_{number}") for number in range(tasks))
     dtype = compute_dtype(config.training)
     model = build_model(config.model, layout, names, compute_dtype=dtype, seed=0)
-    return make_training(config, model, SingleWorker(), steps_per_epoch=100).step
+    return make_training(config, model, SingleWorker(), steps_per_epoch=100, batch_rows=batch).step
 
 
-def seconds(run: Callable[..., object], batch: StepInput, number: int) -> float:
+def seconds(run: Callable[..., object], batch: Packed, number: int) -> float:
     started = time.perf_counter()
     run(batch, tf.constant(number))
     tf.test.experimental.sync_devices()
@@ -73,7 +72,11 @@ def seconds(run: Callable[..., object], batch: StepInput, number: int) -> float:
 
 
 def forward_backward(step: TrainStep) -> Callable[..., object]:
-    return tf.function(lambda batch, number: step.forward_backward(batch, number, step.row_counts(batch)))
+    def run(packed: Packed, number: tf.Tensor) -> object:
+        batch = step.packing.unpack(packed)
+        return step.forward_backward(batch, number, step.row_counts(batch))
+
+    return tf.function(run)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = {
         name: make_step([*flags, *precision], layout, arguments.batch, arguments.tasks) for name, flags in sides.items()
     }
-    batch = random_batch(steps["mmoe"].model, arguments.batch)  # both models look up the same tables
+    batch = random_batch(steps["mmoe"], arguments.batch)  # both models look up the same tables
     runs: dict[str, dict[str, Callable[..., object]]] = {
         "whole step": dict(steps),
         "forward and backward pass": {name: forward_backward(step) for name, step in steps.items()},

@@ -34,7 +34,7 @@ from benchmarks.quality import ENVIRONMENT
 from benchmarks.side_process import SideProcess, python_of
 from data.loading.batch import Batch
 from data.loading.lists import Lists, join_columns
-from trainer.evaluate import compile_forward
+from trainer.evaluate import Forward
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput
 from trainer.models.ranking import RankingModel
 from trainer.step import StepInput, step_input
@@ -100,8 +100,8 @@ def planted_rows(rows: int, seed: int, *, has_age: bool) -> tuple[Batch, np.ndar
     return batch_of(item, clicked, numbers, labels), logits
 
 
-def input_of(batch: Batch, model: RankingModel) -> StepInput:
-    """The input of a training step."""
+def input_of(batch: Batch, model: RankingModel) -> StepInput[np.ndarray]:
+    """The arrays of a training step."""
     return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.row_values(batch), model.tasks)
 
 
@@ -115,7 +115,9 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
     """The rows at the given positions."""
-    columns = {name: getattr(batch, name)[rows] for name in ("onehot", "numerical", "labels", "weights", "rows")}
+    columns = {
+        name: getattr(batch, name)[rows] for name in ("onehot", "numerical", "vectors", "labels", "weights", "rows")
+    }
     return batch._replace(id_lists=batch.id_lists.take(rows), number_lists=batch.number_lists.take(rows), **columns)
 
 
@@ -134,11 +136,12 @@ def train_planted(
         order = rng.permutation(train)
         for first in range(0, train - PLANTED_BATCH + 1, PLANTED_BATCH):
             number += 1
-            step(input_of(rows_of(batch, order[first : first + PLANTED_BATCH]), step.model), tf.constant(number))
+            rows = rows_of(batch, order[first : first + PLANTED_BATCH])
+            step(step.packing.pack(input_of(rows, step.model)), tf.constant(number))
     new, logits = planted_rows(test, 2 * seed + 1, has_age=has_age)
     inputs = input_of(new, step.model)
-    forward = compile_forward(step.model, test, xla=False)
-    scores = forward(inputs.lookups, inputs.values).numpy()[:, 0]
+    forward = Forward(step.model, test, xla=False)
+    scores = forward.run(forward.packing.pack((inputs.lookups, inputs.values))).numpy()[:, 0]
     found, ceiling = auc(scores, new.labels[:, 0]), auc(logits, new.labels[:, 0])
     return {"auc": found, "ceiling": ceiling, "reached": (found - 0.5) / (ceiling - 0.5)}
 
@@ -158,7 +161,7 @@ def speed(
         clicked = Lists(ids[batch:], lists)
         made = batch_of(ids[:batch], clicked, Lists(np.empty(0, np.float32), lists[:, :0]), labels)
         started = time.perf_counter()
-        inputs.append(input_of(made, step.model))
+        inputs.append(step.packing.pack(input_of(made, step.model)))
         prepare.append(time.perf_counter() - started)
         rows.append({"target": ids[:batch], "history": clicked.padded([length], -1), "labels": labels.astype("f4")})
     with TemporaryDirectory() as folder, ExitStack() as stack:

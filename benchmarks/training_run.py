@@ -41,7 +41,7 @@ class TrainingRun:
             self.trainer = Trainer(config, data, around(start_worker(config, env)))
         self.compute_dtype = compute_dtype(config.training)
         self._step = self.trainer.training.step
-        self._batches, self._steps_done = endless_batches(data.train_loader, self.trainer.model), 0
+        self._batches, self._steps_done = endless_batches(data.train_loader, self._step), 0
 
     def seconds(self, steps: int) -> float:
         """Returns the seconds that some whole steps take: waiting for the loader, computing, exchanging, updating.

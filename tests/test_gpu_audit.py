@@ -75,6 +75,13 @@ def test_int32_that_does_not_grow_with_the_batch_may_stay_on_the_host():
     assert counts.totals() == dict.fromkeys(counts.totals(), 0)
 
 
+def test_arguments_are_the_tensors_that_a_call_brings():
+    constant, variable = tf.constant([2.0, 3.0]), tf.Variable(1.0)
+    counts = counts_of(lambda x, unused: x * constant[0] * variable, [BATCH], [None])
+    assert counts.arguments == 2
+    assert counts_of(lambda ids: ids + 1, [BATCH], dtype=tf.int32).arguments == 0  # stays in host memory
+
+
 def test_unknown_sizes_grow_with_the_batch():
     counts = counts_of(lambda ids: tf.cast(ids + 1, tf.float32), [None], dtype=tf.int32)
     assert counts.per_row == {"argument (int32)": 1, "AddV2 (x int32, z int32)": 1}

@@ -13,8 +13,8 @@ from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.evaluate import Evaluator
 from trainer.logging.step_times import timed
-from trainer.models.ranking import RankingModel
-from trainer.step import Gradients, StepInput, TrainStep, step_input
+from trainer.packing import Packed
+from trainer.step import Gradients, TrainStep, step_input
 
 # Steps run in separate parts (compute, exchange, update) after the measurement.
 BREAKDOWN_STEPS = 10
@@ -103,7 +103,7 @@ def benchmark_training(
     """
     watch = Stopwatch(plan, step.comm)
     waits, samples = [], 0
-    stream = endless_batches(loader, step.model)
+    stream = endless_batches(loader, step)
     loss = tf.constant(0.0)
     for number, (batch, waited) in enumerate(timed(stream), start=1):
         counted, loss_before = watch.is_counting, loss
@@ -160,11 +160,13 @@ def benchmark_evaluation(evaluator: Evaluator, plan: Plan, on_step: Callable[[in
     return {"validation_throughput": total / seconds, "metrics_ms": 1000 * metric_seconds} | _spread(watch.step_seconds)
 
 
-def endless_batches(loader: ParquetLoader, model: RankingModel) -> Generator[StepInput]:
-    """Yield the inputs of training steps, one epoch after the other, without end."""
+def endless_batches(loader: ParquetLoader, step: TrainStep) -> Generator[Packed]:
+    """Yield the packed inputs of training steps, one epoch after the other, without end."""
+    model = step.model
 
-    def prepare(batch: Batch) -> StepInput:
-        return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.row_values(batch), model.tasks)
+    def prepare(batch: Batch) -> Packed:
+        lookups, values = model.embeddings.lookups(batch.ids), model.layout.row_values(batch)
+        return step.packing.pack(step_input(batch, lookups, values, model.tasks))
 
     epoch = 0
     while True:
@@ -173,7 +175,7 @@ def endless_batches(loader: ParquetLoader, model: RankingModel) -> Generator[Ste
         epoch += 1
 
 
-def measure_parts(step: TrainStep, stream: Iterator[StepInput], steps_done: int, steps: int) -> dict[str, float]:
+def measure_parts(step: TrainStep, stream: Iterator[Packed], steps_done: int, steps: int) -> dict[str, float]:
     """Measure the parts of a step, run one after the other. A collective.
 
     Args:
@@ -186,7 +188,8 @@ def measure_parts(step: TrainStep, stream: Iterator[StepInput], steps_done: int,
         Mean milliseconds by name: wait_for_data_ms, compute_ms (forward and backward pass), communicate_ms, update_ms.
     """
 
-    def forward_backward(batch: StepInput, number: tf.Tensor) -> Gradients:
+    def forward_backward(packed: Packed, number: tf.Tensor) -> Gradients:
+        batch = step.packing.unpack(packed)
         [row_counts] = step.comm.sum_tensors([step.row_counts(batch)])
         return step.forward_backward(batch, number, row_counts)
 

@@ -12,6 +12,7 @@ from data.loading.loader import ParquetLoader
 from trainer.comm import Comm
 from trainer.metrics.metric import Direction
 from trainer.models.ranking import RankingModel
+from trainer.packing import Packed, Packing
 from trainer.predictions import PredictionWriter
 from trainer.process.device import compiles_passes
 from trainer.tasks.evaluation import MEAN, Evaluation, metric_of
@@ -20,28 +21,30 @@ MAX_TASKS_SHOWN, ENDS_SHOWN = 8, 3
 MAX_REASONS_SHOWN = 5
 
 
-Forward = Callable[..., tf.Tensor]  # see `compile_forward`
-
-
-def compile_forward(model: RankingModel, rows: int, *, xla: bool) -> Forward:
-    """Returns the forward pass of a model as a graph. A collective if tables are sharded.
+class Forward:
+    """The forward pass of a model, as a graph that uses its current weights.
 
     Args:
-        model: any ranking model; the graph uses its current weights.
+        model: any ranking model.
         rows: number of rows of a batch.
         xla: whether to compile it with XLA (on a GPU only).
 
-    Returns:
-        A function of what the ids of a batch look up and of its `RowValues`, that returns the logits, [batch, outputs]
-        float32.
+    Attributes:
+        packing: packs what the ids of a batch look up and its `RowValues`, ahead of the pass.
+        run: the graph, a function of a packed batch that returns the logits, [batch, outputs] float32. A collective if
+            tables are sharded.
     """
-    # The embeddings are computed outside of what XLA may compile: it supports no collectives.
-    logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
-    return tf.function(
-        lambda lookups, values: logits(model.embed(lookups), values),
-        input_signature=(model.embeddings.lookup_specs(rows), model.value_specs(rows)),
-        autograph=False,
-    )
+
+    def __init__(self, model: RankingModel, rows: int, *, xla: bool):
+        self.packing = Packing((model.embeddings.lookup_specs(rows), model.value_specs(rows)))
+        # The embeddings are computed outside of what XLA may compile: it supports no collectives.
+        logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
+
+        def run(packed: Packed) -> tf.Tensor:
+            lookups, values = self.packing.unpack(packed)
+            return logits(model.embed(lookups), values)
+
+        self.run = tf.function(run, input_signature=(self.packing.signature,), autograph=False)
 
 
 class Evaluator:
@@ -65,7 +68,7 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._model, self._predict = model, compile_forward(model, loader.local_batch_size, xla=xla)
+        self._model, self._forward = model, Forward(model, loader.local_batch_size, xla=xla)
 
     def run(
         self,
@@ -116,10 +119,10 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(self, batch: Batch) -> tuple:
-        """Converts a batch to tensors, in the loader's thread."""
+    def _prepare(self, batch: Batch) -> tuple[Batch, Packed]:
+        """Packs a batch, in the loader's thread."""
         inputs = self._model.embeddings.lookups(batch.ids), self._model.layout.row_values(batch)
-        return batch, *tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        return batch, self._forward.packing.pack(inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch and its logits to the metrics."""
@@ -132,8 +135,8 @@ class Evaluator:
         """
         with closing(self.loader.epoch(0, prepare=self._prepare)) as batches:
             waiting: tuple[Batch, tf.Tensor] | None = None
-            for batch, *inputs in batches:
-                started = (batch, self._predict(*inputs))
+            for batch, packed in batches:
+                started = (batch, self._forward.run(packed))
                 if waiting is not None:
                     yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
                 waiting = started

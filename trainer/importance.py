@@ -12,14 +12,13 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from data.errors import DataError
 from data.loading.batch import Batch, Ids
 from data.loading.lists import Lists, empty_lists
 from data.loading.loader import ParquetLoader
 from trainer.comm import Comm, SingleWorker
-from trainer.evaluate import compile_forward
+from trainer.evaluate import Forward
 from trainer.importance_file import Effect, FeatureEffects, TaskImportance
 from trainer.layout import InputSchema, RowValues, training_only_of
 from trainer.metrics.auc import RocAuc
@@ -183,7 +182,7 @@ class SampleModel:
     ) -> None:
         self._model, self._sample, self._comm, self._on_batch = model, sample, comm, on_batch
         self._batch_rows = min(BATCH_ROWS, len(sample.weights))
-        self._forward = compile_forward(model, self._batch_rows, xla=xla)
+        self._forward = Forward(model, self._batch_rows, xla=xla)
 
     def logits(self, feature: InputFeature | None = None, order: np.ndarray | None = None) -> np.ndarray:
         """Returns the logits of all rows, [rows, outputs] float32, on every worker. A collective.
@@ -198,7 +197,7 @@ class SampleModel:
         parts = []
         for own, rows in self._batches():
             inputs = self._inputs(own, feature, order)
-            parts.append(self._forward(*tf.nest.map_structure(tf.convert_to_tensor, inputs)).numpy()[:rows])
+            parts.append(self._forward.run(self._forward.packing.pack(inputs)).numpy()[:rows])
             self._on_batch()
         logits = self._comm.gather_rows(np.concatenate(parts))
         if not np.isfinite(logits).all():

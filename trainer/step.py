@@ -1,7 +1,7 @@
 """The training step: embeddings -> logits -> losses -> gradients -> sums over workers -> update."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from data.loading.batch import PAD, Batch
 from trainer.comm import Comm, differentiable_sum, sees_clock, timed
 from trainer.config import TrainingOptions
 from trainer.embeddings.exchange import SparseExchange, plan_exchange
-from trainer.embeddings.groups import Lookups
+from trainer.embeddings.groups import Array, Lookups
 from trainer.embeddings.shards import Routes
 from trainer.embeddings.tables import Pooled
 from trainer.layout import RowValues
@@ -20,6 +20,7 @@ from trainer.models.step_context import StepContext
 from trainer.models.weights import kernels, named
 from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Gradient, Optimizer
+from trainer.packing import Packed, Packing
 from trainer.process.device import compiles_passes, on_gpu
 from trainer.tasks.group import GroupTask
 from trainer.tasks.loss_weighting import LossWeighting
@@ -30,28 +31,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class StepInput(NamedTuple):
-    """The tensors of one worker's batch.
+class StepInput(NamedTuple, Generic[Array]):
+    """One worker's batch as a step takes it, in NumPy arrays or tensors.
 
     Attributes:
         lookups: what each group of embedding tables looks up.
         values: what else the model reads of the rows.
         labels: labels, [batch, tasks] float32; NaN where a row does not count for a task.
         weights: sample weights, [batch] float32; 0 for padding rows.
-        groups: the number of each row's group, [batch] int32, if a task compares the rows of groups; otherwise empty.
+        groups: the number of each row's group, [batch] int64, if a task compares the rows of groups; otherwise empty.
     """
 
-    lookups: tuple[Lookups[tf.Tensor], ...]
+    lookups: tuple[Lookups[Array], ...]
     values: RowValues
-    labels: tf.Tensor
-    weights: tf.Tensor
-    groups: tuple[tf.Tensor, ...] = ()
+    labels: Array
+    weights: Array
+    groups: tuple[Array, ...] = ()
 
 
 def step_input(
     batch: Batch, lookups: Sequence[Lookups[np.ndarray]], values: RowValues, tasks: Sequence[Task]
-) -> StepInput:
-    """Convert a loader's batch to the tensors of a training step. Runs in the loader's thread, ahead of the step.
+) -> StepInput[np.ndarray]:
+    """Return the arrays of a loader's batch that a training step takes, which packs them (see `TrainStep.packing`).
 
     Args:
         batch: the batch.
@@ -59,31 +60,30 @@ def step_input(
         values: what else the model reads of its rows (see `InputSchema.row_values`).
         tasks: the tasks of the model.
     """
-    rows = StepInput(
+    return StepInput(
         lookups=tuple(lookups),
         values=values,
         labels=restrict_to_sample_space(batch.labels, tasks),
         weights=batch.weights,
         groups=(_group_numbers(batch),) if any(isinstance(task, GroupTask) for task in tasks) else (),
     )
-    return tf.nest.map_structure(tf.convert_to_tensor, rows)
 
 
 def _group_numbers(batch: Batch) -> np.ndarray:
-    """Number the runs of rows of the same group, [batch] int32; every padding row is a group of its own."""
+    """Number the runs of rows of the same group, [batch] int64; every padding row is a group of its own."""
     group = np.asarray(batch.group)
     begins = (np.diff(group, prepend=group[:1]) != 0) | (batch.rows == PAD)
-    return np.cumsum(begins, dtype=np.int32) - begins[:1]
+    return np.cumsum(begins, dtype=np.int64) - begins[:1]
 
 
-def input_spec(model: RankingModel, rows: int | None) -> StepInput:
+def input_spec(model: RankingModel, rows: int | None) -> StepInput[tf.TensorSpec]:
     """Return the types of a training step's input; `rows` is the number of rows of each batch, if it is fixed."""
     return StepInput(
         model.embeddings.lookup_specs(rows),
         model.value_specs(rows),
         tf.TensorSpec([rows, len(model.tasks)], tf.float32),
         tf.TensorSpec([rows], tf.float32),
-        (tf.TensorSpec([rows], tf.int32),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
+        (tf.TensorSpec([rows], tf.int64),) if any(isinstance(task, GroupTask) for task in model.tasks) else (),
     )
 
 
@@ -158,7 +158,7 @@ class RunningLosses:
 
 
 class TrainStep:
-    """A data-parallel training step, a function of the batch and the step number.
+    """A data-parallel training step, a function of the packed batch and the step number.
 
     It consists of three parts, `forward_backward`, `exchange` and `update`, which graphs and profiles show as compute,
     exchange and update, and which the benchmark times separately.
@@ -174,7 +174,8 @@ class TrainStep:
             graph is built need no arithmetic in the step.
 
     Attributes:
-        run: the step as a graph, a function of a batch, the step number and control flags (see `_run`).
+        packing: packs the `StepInput` of a batch, in the loader's thread and ahead of the step.
+        run: the step as a graph, a function of a packed batch, the step number and control flags (see `_run`).
         running_losses: the losses of the steps so far, and whether they were finite.
     """
 
@@ -209,15 +210,16 @@ class TrainStep:
         )
         # Without rows of tables: their number varies, and XLA compiles once for every shape.
         self._all_finite = tf.function(all_finite, autograph=False, jit_compile=compiles_passes(options.xla))
+        self.packing = Packing(input_spec(model, batch_rows))
         # With a signature: the numbers of rows that batches look up vary, and must not cause another trace.
-        signature = (input_spec(model, batch_rows), tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
+        signature = (self.packing.signature, tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32))
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
-    def _run(self, batch: StepInput, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
+    def _run(self, packed: Packed, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
         """Trains on one batch. A collective.
 
         Args:
-            batch: this worker's rows.
+            packed: this worker's rows.
             step: number of the step, counted from 1 over the whole run, scalar int32.
             control_flags: this worker's control flags, [flags] float32, at least one. They are summed over the workers
                 in an all-reduce that the step needs anyway.
@@ -225,8 +227,8 @@ class TrainStep:
         with tf.name_scope("compute"):
             # The losses are means over the global batch, so their denominators are summed before the forward pass.
             # The workers' shares of a loss then add up to its mean even where labels are missing or a batch is short.
-            counted, waited = _timed(self._sum_counts, (batch, control_flags), measure=self._times_start)
-            row_counts, control_flags = counted
+            started, waited = _timed(self._start, (packed, control_flags), measure=self._times_start)
+            batch, row_counts, control_flags = started
             gradients = self.forward_backward(batch, step, row_counts)
         with tf.name_scope("exchange"):
             gradients, exchanged = _timed(self.exchange, gradients, measure=self._times_exchange)
@@ -234,21 +236,24 @@ class TrainStep:
             self.update(gradients, step)
         return StepResult(gradients.losses, control_flags, waited + exchanged)
 
-    def __call__(self, batch: StepInput, step: tf.Tensor) -> tf.Tensor:
+    def __call__(self, batch: Packed, step: tf.Tensor) -> tf.Tensor:
         """Calls `run` without control flags and returns the losses, [tasks] float32."""
         return self.run(batch, step, tf.zeros(1)).losses
 
-    def _sum_counts(self, inputs: tuple[StepInput, tf.Tensor]) -> list[tf.Tensor]:
-        """Sums the row counts of a batch, and control flags, over the workers. A collective."""
-        batch, control_flags = inputs
-        return self.comm.sum_tensors([self.row_counts(batch), control_flags])
+    def _start(self, inputs: tuple[Packed, tf.Tensor]) -> tuple[StepInput[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Unpacks a batch, and sums its row counts, and control flags, over the workers. A collective."""
+        packed, control_flags = inputs
+        # After the clock has started, which must not wait for operations of a GPU.
+        batch: StepInput[tf.Tensor] = self.packing.unpack(packed)
+        row_counts, control_flags = self.comm.sum_tensors([self.row_counts(batch), control_flags])
+        return batch, row_counts, control_flags
 
-    def row_counts(self, batch: StepInput) -> tf.Tensor:
+    def row_counts(self, batch: StepInput[tf.Tensor]) -> tf.Tensor:
         """Returns the weight of this worker's rows that count for each task, then that of all, [tasks + 1] float32."""
         per_task = tf.reduce_sum(row_weights(self._labels(batch), batch.weights), axis=0)  # [tasks]
         return tf.concat([per_task, [tf.reduce_sum(batch.weights)]], axis=0)
 
-    def forward_backward(self, batch: StepInput, step: tf.Tensor, row_counts: tf.Tensor) -> Gradients:
+    def forward_backward(self, batch: StepInput[tf.Tensor], step: tf.Tensor, row_counts: tf.Tensor) -> Gradients:
         """Computes losses and gradients of this worker's rows. A collective if tables are sharded.
 
         Args:
@@ -279,7 +284,7 @@ class TrainStep:
     def _differentiate(
         self,
         pooled: Pooled,
-        batch: StepInput,
+        batch: StepInput[tf.Tensor],
         row_counts: tf.Tensor,
         dropout_seed: tf.Tensor,
         factors: tf.Tensor,
@@ -320,20 +325,21 @@ class TrainStep:
         )
         return gradients, of_pooled
 
-    def _logits(self, pooled: Pooled, batch: StepInput, context: StepContext) -> tf.Tensor:
+    def _logits(self, pooled: Pooled, batch: StepInput[tf.Tensor], context: StepContext) -> tf.Tensor:
         """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
         logits = self.model.logits(pooled, batch.values, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
-    def _labels(self, batch: StepInput) -> tf.Tensor:
+    def _labels(self, batch: StepInput[tf.Tensor]) -> tf.Tensor:
         """Returns the labels of the events that `_logits` predicts, [batch, tasks] float32."""
         return joint_labels(batch.labels, self.model.tasks) if self.model.trains_joint_probabilities else batch.labels
 
-    def _losses(self, logits: tf.Tensor, batch: StepInput, totals: tf.Tensor) -> tf.Tensor:
+    def _losses(self, logits: tf.Tensor, batch: StepInput[tf.Tensor], totals: tf.Tensor) -> tf.Tensor:
         """Returns this worker's shares of the tasks' mean losses over the global batch, [tasks] float32."""
         labels = self._labels(batch)
         counts = row_weights(labels, batch.weights)
-        return task_losses(logits, labels, counts, totals, self.model.tasks, *batch.groups)
+        groups = [tf.cast(own, tf.int32) for own in batch.groups]
+        return task_losses(logits, labels, counts, totals, self.model.tasks, *groups)
 
     def exchange(self, gradients: Gradients) -> Gradients:
         """Sums losses and gradients over the workers. A collective."""

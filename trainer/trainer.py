@@ -51,10 +51,11 @@ from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import CalibrationError, as_records
 from trainer.optimizers.schedules import Plateau
+from trainer.packing import Packed
 from trainer.predictions import PredictionWriter
 from trainer.process.device import on_gpu
 from trainer.results import Results
-from trainer.step import StepInput, StepResult, step_input
+from trainer.step import StepResult, step_input
 from trainer.tasks.binary import logit_maps_of, with_logit_maps
 from trainer.tasks.evaluation import Evaluation, metric_of
 from trainer.tasks.logit_map import LogitMap, described
@@ -228,10 +229,11 @@ class Trainer:
         position.losses = self._check_losses(self._step(position))
         step.weighting.end_epoch(position.mean_losses)
 
-    def _prepare(self, batch: Batch) -> tuple[StepInput, list[np.ndarray]]:
+    def _prepare(self, batch: Batch) -> tuple[Packed, list[np.ndarray]]:
         """Returns a step's input, and the rows of each group of tables that it looks up. Runs ahead of the step."""
         lookups, values = self.model.embeddings.lookups(batch.ids), self.model.layout.row_values(batch)
-        return step_input(batch, lookups, values, self.tasks), [found.rows for found in lookups]
+        inputs = step_input(batch, lookups, values, self.tasks)
+        return self.training.step.packing.pack(inputs), [found.rows for found in lookups]
 
     def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
         """Handles the result of the last step, and saves or stops if the workers decided so in it.

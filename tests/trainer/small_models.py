@@ -190,12 +190,13 @@ class Rows(NamedTuple):
 
 def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:
     """Runs a step; returns the losses."""
-    return step(batch.input(step.model), tf.constant(number)).numpy()
+    return step(step.packing.pack(batch.input(step.model)), tf.constant(number)).numpy()
 
 
 def run_eagerly(step: TrainStep, batch: Rows, number: int, flags: tuple[float, ...] = (0.0,)) -> StepResult:
     """Runs a step outside of a graph, where workers in threads can meet."""
-    return step.run.python_function(batch.input(step.model), tf.constant(number), tf.constant(flags))
+    packed = step.packing.pack(batch.input(step.model))
+    return step.run.python_function(packed, tf.constant(number), tf.constant(flags))
 
 
 def make_batches(count: int, rows: int = 16, *, tasks: int = 1, seed: int = 0) -> list[Rows]:

@@ -118,11 +118,11 @@ def test_one_worker_and_two_agree(kind):
         step = make_step(model, comm=comm)
         own = slice(0, 16) if comm.size == 1 else (slice(0, 5), slice(5, 16))[comm.rank]
         rows = part(batch._replace(labels=tf.constant(LABELS[:, None]), weights=tf.constant(WEIGHTS)), own)
-        groups = tf.constant(GROUPS[own] - GROUPS[own][0])
+        groups = tf.constant(GROUPS[own] - GROUPS[own][0], tf.int64)
         losses = []
         for number in range(1, 4):
             inputs = rows.input(model)._replace(groups=(groups,))
-            result = step.run.python_function(inputs, tf.constant(number), tf.zeros(1))
+            result = step.run.python_function(step.packing.pack(inputs), tf.constant(number), tf.zeros(1))
             losses.append(result.losses.numpy().item())
         return model, losses
 
@@ -183,10 +183,9 @@ def test_groups_are_numbered_in_the_order_of_rows(folder):
         spec, "train", global_batch_size=100, workers=3, shuffle=True, with_group=True, whole_groups=True
     )
     for batch in loader.epoch(0):
-        (groups,) = step_input(
-            batch, (), RowValues(batch.numerical, vectors=batch.vectors), [TASK_OF_KIND["jrc"]] * 3
-        ).groups
-        numbers, real = groups.numpy(), batch.rows != PAD
+        values = RowValues(batch.numerical, vectors=batch.vectors)
+        (numbers,) = step_input(batch, (), values, [TASK_OF_KIND["jrc"]] * 3).groups
+        real = batch.rows != PAD
         assert len(np.unique(numbers[real])) == len(np.unique(batch.group[real]))
         assert (np.diff(numbers) >= 0).all() and numbers[0] == 0 and (np.diff(numbers[~real]) == 1).all()
         assert (np.diff(batch.group[real]) == 0).tolist() == (np.diff(numbers[real]) == 0).tolist()

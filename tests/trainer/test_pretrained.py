@@ -29,7 +29,7 @@ from trainer.comm import SingleWorker
 from trainer.embeddings import pretrained
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.touched_rows import TouchedRows
-from trainer.evaluate import compile_forward
+from trainer.evaluate import Forward
 from trainer.layout import InputSchema, PretrainedInput, VectorInput
 from trainer.model_size import table_sizes
 from trainer.models import model_options
@@ -132,8 +132,8 @@ def test_training_evaluation_and_padded_calls_see_the_same(name, units):
     model, [batch] = make(model=name, vector_units=units), make_batches(1)
     own = batch.input(model)
     logits = model.logits(model.embed(own.lookups), own.values)
-    forward = compile_forward(model, len(batch.ids), xla=False)
-    np.testing.assert_allclose(forward(own.lookups, own.values), logits, atol=1e-6)
+    forward = Forward(model, len(batch.ids), xla=False)
+    np.testing.assert_allclose(forward.run(forward.packing.pack((own.lookups, own.values))), logits, atol=1e-6)
     np.testing.assert_allclose(model(*batch.padded(LOOKED_UP)), logits, atol=1e-6)
     plain = make_model(layout=LOOKED_UP, model=name, vector_units=units)  # without vectors in its tables
     assert np.abs(plain(*batch.padded(LOOKED_UP)) - logits).max() > 1e-3
@@ -217,7 +217,7 @@ def test_a_step_changes_the_trained_vectors_of_its_ids_alone(batches):
     for number, batch in enumerate(batches[:3], start=1):
         own = batch.input(model)
         touched.add([found.rows.numpy() for found in own.lookups])
-        step(own, tf.constant(number))
+        step(step.packing.pack(own), tf.constant(number))
     marked = touched.of_all_workers(SingleWorker())
     for own in LOOKED_UP.pretrained:
         table, feature = model.embeddings.vector_tables()[own.name], LOOKED_UP.named(own.of)

@@ -24,7 +24,7 @@ from tests.trainer.small_models import (
     unpadded,
 )
 from trainer.embeddings.shards import Shards
-from trainer.evaluate import compile_forward
+from trainer.evaluate import Forward
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput, input_schema
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
@@ -224,8 +224,8 @@ def test_training_evaluation_and_padded_calls_see_the_same(name):
     [batch] = make_rows(1, layout=layout)
     own = batch.input(model)
     logits = model.logits(model.embed(own.lookups), own.values)
-    forward = compile_forward(model, 16, xla=False)
-    np.testing.assert_allclose(forward(own.lookups, own.values), logits, atol=1e-6)
+    forward = Forward(model, 16, xla=False)
+    np.testing.assert_allclose(forward.run(forward.packing.pack((own.lookups, own.values))), logits, atol=1e-6)
     np.testing.assert_allclose(model(*batch.padded(layout)), logits, atol=1e-6)
     assert logits.numpy().std() > 0.01
 

@@ -22,7 +22,7 @@ from tests.trainer.small_models import (
     vectors_of,
 )
 from trainer.config import ModelOptions
-from trainer.evaluate import compile_forward
+from trainer.evaluate import Forward
 from trainer.layout import InputSchema, RowValues, VectorInput
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
@@ -139,8 +139,8 @@ def test_training_evaluation_and_padded_calls_see_the_same(name):
     model, [batch] = make_model(layout=VECTORS, model=name, vector_units=4), make_batches(1)
     own = batch.input(model)
     logits = model.logits(model.embed(own.lookups), own.values)
-    forward = compile_forward(model, len(batch.ids), xla=False)
-    np.testing.assert_allclose(forward(own.lookups, own.values), logits, atol=1e-6)
+    forward = Forward(model, len(batch.ids), xla=False)
+    np.testing.assert_allclose(forward.run(forward.packing.pack((own.lookups, own.values))), logits, atol=1e-6)
     np.testing.assert_allclose(model(*batch.padded(VECTORS)), logits, atol=1e-6)
     other = model(*batch.padded(VECTORS)._replace(vectors=tf.reverse(own.values.vectors, [0])))
     assert np.abs(other - logits).max() > 1e-3
@@ -167,7 +167,7 @@ def test_a_label_is_learned_from_vectors_alone():
         labels = (vectors[:, 1:2] > vectors[:, 5:6]).astype(np.float32)
         values = RowValues(np.zeros((64, 0), np.float32), vectors=vectors)
         rows = StepInput((), values, labels, np.ones(64, np.float32))
-        losses.append(step(tf.nest.map_structure(tf.constant, rows), tf.constant(number)).numpy().item())
+        losses.append(step(step.packing.pack(rows), tf.constant(number)).numpy().item())
     assert np.mean(losses[-20:]) < 0.5  # log(2) without the vectors, as no row occurs twice
 
 

@@ -198,12 +198,13 @@ class EmbeddingTables(keras.layers.Layer):
             size = None if rows is None or group.has_lists else rows * len(group.pooled)
             pooled = tf.TensorSpec([size], tf.int64)
             ids = pooled if group.is_trained and not group.in_sequences else numbers
+            slots = tf.TensorSpec([None if group.has_lists else 0], tf.int64)
             counts = tf.TensorSpec(group.counts_shape(rows), tf.float32)
             weights = tf.TensorSpec([None if group.has_weights else 0], tf.float32)
             per_holder = tf.TensorSpec(self._holders(group)[1:], tf.int32)
             steps = tf.TensorSpec([None if rows is None else rows * group.steps], tf.int64)
             of_steps = (steps,) if group.in_sequences else ()
-            return Lookups(numbers, pooled, numbers, ids, ids, counts, weights, weights, per_holder, of_steps)
+            return Lookups(numbers, pooled, slots, ids, ids, counts, weights, weights, per_holder, of_steps)
 
         return tuple(spec(group) for group in self.groups)
 

@@ -55,7 +55,7 @@ def test_histogram_counts_every_row(tmp_path):
 def test_graph_is_written_once_without_retracing(tmp_path):
     step, board = make_step(make_model()), TensorBoard(tmp_path)
     for number, batch in enumerate(make_batches(2), start=1):
-        arguments = batch.input(step.model), tf.constant(number), tf.zeros(3)
+        arguments = step.packing.pack(batch.input(step.model)), tf.constant(number), tf.zeros(3)
         step.run(*arguments)
         traces = step.run.experimental_get_tracing_count()
         board.graph_of(step.run, *arguments)
