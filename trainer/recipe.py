@@ -30,7 +30,7 @@ NUMBERS_OVER_PRIOR = 2.5
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
 ROWS_PER_ID = 100
-WIDE_DEEP, MANY_ROWS = "wide_deep", 10_000_000
+WIDE_DEEP, DOT, MANY_ROWS = "wide_deep", "dot", 10_000_000
 
 
 class TrainingData(NamedTuple):
@@ -82,7 +82,9 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     are_well_known = rows >= ROWS_PER_ID * ids
     # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
     is_normalized = given.get("batch_norm", not given.get("xla"))
-    are_small = is_normalized and not are_well_known
+    # The dot products of small embeddings would vanish beside the numbers' vector.
+    has_dots = given.get("interaction", ModelOptions.interaction) == DOT
+    are_small = is_normalized and not are_well_known and not has_dots
     l2 = l2_for(rows, are_small=are_small)
     stopping = "training ends when the validation loss no longer falls"
     found = [
@@ -107,7 +109,8 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
         if is_wide_deep and rows < MANY_ROWS:
             found.append(Choice("deep_hidden_units", (400, 400, 400), well_known))
     else:
-        found.append(Choice("deep_dropout", 0.2, f"{rows:,} rows for {ids:,} ids: against overfitting"))
+        dropout = 0.1 if are_small else 0.2
+        found.append(Choice("deep_dropout", dropout, f"{rows:,} rows for {ids:,} ids: against overfitting"))
         if is_wide_deep and rows < MANY_ROWS:
             found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
     if is_normalized:

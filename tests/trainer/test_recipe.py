@@ -68,7 +68,7 @@ def test_l2_of_small_embeddings_falls_to_the_prior():
     assert factors == [0.02, 0.0099, 0.0049, 0.00016, 3.1e-06]
 
 
-@pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
+@pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.1, (256, 128)), (700, 0.0, (400, 400, 400))])
 def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, units):
     write_rows(tmp_path, rows)  # of 7 ids
     model = make_options({"dataset_path": tmp_path}).model
@@ -85,6 +85,8 @@ def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, unit
         (698, {"xla": True}, 1.0, 0.001),
         (698, {"xla": True, "batch_norm": True}, 0.47, 0.02),
         (698, {"batch_norm": False}, 1.0, 0.001),
+        (698, {"interaction": "dot"}, 1.0, 0.001),
+        (698, {"interaction": "cross"}, 0.47, 0.02),
     ],
 )
 def test_embeddings_and_numbers_are_small_where_ids_are_rare(tmp_path, rows, flags, scale, l2):

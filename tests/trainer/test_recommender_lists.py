@@ -21,7 +21,14 @@ SEQUENCES: dict[str, Any] = {
     "visits": {"features": ("page", "seconds"), "encoder": "sum"},
 }
 TABLES = {"clicked": "item_id"}
-SMALL = {"deep_hidden_units": (16,), "batch_size": 128, "epochs": 2, "learning_rate": 0.02, "seed": 3}
+SMALL = {
+    "deep_hidden_units": (16,),
+    "batch_size": 128,
+    "epochs": 2,
+    "learning_rate": 0.02,
+    "l2_reg_embedding": 0.001,
+    "seed": 3,
+}
 CONTEXT = ["page", "seconds"]
 
 
