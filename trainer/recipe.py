@@ -10,8 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data.checks.labels import labels_only
+from data.checks.sample import draw_sample, max_read
 from data.errors import DataError
-from data.loading.parquet import open_files
+from data.loading.parquet import ParquetReader, open_files
 from data.spec.feature_spec import FeatureSpec
 from trainer.config import DataOptions, ModelOptions, Options
 
@@ -24,9 +28,10 @@ BATCH_SIZES = (256, 65_536)
 # fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 # Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
-# outweigh embeddings: they get a deviation of so many times the prior's. From SMALL_ROWS rows on, the prior widens.
+# outweigh embeddings: they get a deviation of so many times the prior's. From SMALL_ROWS rows on, the prior widens, and
+# where positive rows are rare, too: then a row tells less.
 SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
-NUMBERS_OVER_PRIOR = 2.5
+NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good.
 ROWS_PER_ID = 100
@@ -40,11 +45,14 @@ class TrainingData(NamedTuple):
         rows: number of rows of the training mapping, at least 1.
         ids: number of ids of all embedding tables.
         has_numbers: whether there are numbers or vectors beside the ids.
+        information: what a row tells about its labels, in (0, 1]: 4 p (1 - p) for a binary label that is 1 in a share
+            p of the rows, added up over the labels.
     """
 
     rows: int
     ids: int
     has_numbers: bool
+    information: float
 
 
 class Choice(NamedTuple):
@@ -76,7 +84,7 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
 
 
 def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
-    rows, ids, has_numbers = data
+    rows, ids, has_numbers, information = data
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
     are_well_known = rows >= ROWS_PER_ID * ids
@@ -85,7 +93,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     # The dot products of small embeddings would vanish beside the numbers' vector.
     has_dots = given.get("interaction", ModelOptions.interaction) == DOT
     are_small = is_normalized and not are_well_known and not has_dots
-    l2 = l2_for(rows, are_small=are_small)
+    l2 = l2_for(rows, information if are_small else None)
     stopping = "training ends when the validation loss no longer falls"
     found = [
         Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
@@ -145,17 +153,17 @@ def batch_size_for(rows: int) -> int:
     return size
 
 
-def l2_for(rows: int, *, are_small: bool) -> float:
+def l2_for(rows: int, information: float | None = None) -> float:
     """Return the factor of the embeddings' sum of squares in the mean loss, rounded to two digits.
 
     Args:
         rows: number of training rows.
-        are_small: whether embeddings are to be small, beside numbers that are.
+        information: that of `TrainingData` for the narrow prior; None for the wide one.
     """
     factor = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
-    if are_small:
+    if information is not None:
         small = min(LARGEST_SMALL_L2, 1 / (2 * rows * SMALL_STD**2)) * min(1.0, SMALL_ROWS / rows) ** 0.5
-        factor = max(factor, small)
+        factor = max(factor, information * small)
     return float(f"{factor:.2g}")
 
 
@@ -176,4 +184,15 @@ def _training_data(given: Mapping[str, Any]) -> TrainingData:
     files = open_files([spec.folder.absolute() / file for file in chunk.files])
     ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.categorical}
     rows = max(1, sum(file.metadata.num_rows for file in files))
-    return TrainingData(rows, sum(ids.values()), bool(spec.numerical or spec.vectors or spec.sequences))
+    has_numbers = bool(spec.numerical or spec.vectors or spec.sequences)
+    return TrainingData(rows, sum(ids.values()), has_numbers, _information(spec, data.train_mapping))
+
+
+def _information(spec: FeatureSpec, mapping: str) -> float:
+    if not all(label.is_binary for label in spec.labels):
+        return 1.0
+    labels = labels_only(spec)
+    sample = draw_sample(ParquetReader(labels, mapping), max_read=max_read(labels)).labels
+    known = np.isfinite(sample)
+    shares = np.sum(sample, axis=0, where=known) / np.maximum(known.sum(axis=0), 1)
+    return min(1.0, max(LEAST_INFORMATION, float(np.sum(4 * shares * (1 - shares)))))
