@@ -33,7 +33,8 @@ PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
 NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
-# Training rows per id, over all categorical features, from which dropout does more harm than good.
+# Training rows per id, over all categorical features, from which dropout does more harm than good. Rows with a rare
+# positive label count less (see `TrainingData.information`).
 ROWS_PER_ID = 100
 WIDE_DEEP, DOT, MANY_ROWS = "wide_deep", "dot", 10_000_000
 
@@ -87,7 +88,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     rows, ids, has_numbers, information = data
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
-    are_well_known = rows >= ROWS_PER_ID * ids
+    are_well_known = rows * information >= ROWS_PER_ID * ids
     # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
     is_normalized = given.get("batch_norm", not given.get("xla"))
     # The dot products of small embeddings would vanish beside the numbers' vector.
@@ -117,8 +118,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
         if is_wide_deep and rows < MANY_ROWS:
             found.append(Choice("deep_hidden_units", (400, 400, 400), well_known))
     else:
-        dropout = 0.1 if are_small else 0.2
-        found.append(Choice("deep_dropout", dropout, f"{rows:,} rows for {ids:,} ids: against overfitting"))
+        found.append(Choice("deep_dropout", 0.2, f"{rows:,} rows for {ids:,} ids: against overfitting"))
         if is_wide_deep and rows < MANY_ROWS:
             found.append(Choice("deep_hidden_units", (256, 128), f"enough for fewer than {MANY_ROWS:,} rows"))
     if is_normalized:

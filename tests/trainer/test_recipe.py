@@ -101,7 +101,7 @@ def write_labels(folder: Path, labels: dict[str, np.ndarray]) -> None:
     (folder / "feature_spec.yaml").write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.1, (256, 128)), (700, 0.0, (400, 400, 400))])
+@pytest.mark.parametrize(("rows", "dropout", "units"), [(698, 0.2, (256, 128)), (700, 0.0, (400, 400, 400))])
 def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, units):
     write_rows(tmp_path, rows)  # of 7 ids
     model = make_options({"dataset_path": tmp_path}).model
