@@ -28,8 +28,8 @@ BATCH_SIZES = (256, 65_536)
 # fewer than 300,000 rows, that is more than is good: LARGEST_L2 limits it.
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 # Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
-# outweigh embeddings: they get a deviation of so many times the prior's. From SMALL_ROWS rows on, the prior widens, and
-# where positive rows are rare, too: then a row tells less.
+# outweigh embeddings: they are scaled to NUMBERS_OVER_PRIOR times its standard deviation. The prior widens from
+# SMALL_ROWS rows on, and where positive rows are rare, since then each row tells less.
 SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
 NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
@@ -46,8 +46,8 @@ class TrainingData(NamedTuple):
         rows: number of rows of the training mapping, at least 1.
         ids: number of ids of all embedding tables.
         has_numbers: whether there are numbers or vectors beside the ids.
-        information: what a row tells about its labels, in (0, 1]: 4 p (1 - p) for a binary label that is 1 in a share
-            p of the rows, added up over the labels.
+        information: how much a row tells, in (0, 1]: 4 p (1 - p) for a binary label that is 1 in a share p of the
+            rows, summed over the labels, at most 1.
     """
 
     rows: int
@@ -173,7 +173,7 @@ def scale_for(rows: int, l2: float) -> float:
 
 
 def _training_data(given: Mapping[str, Any]) -> TrainingData:
-    """Read the specification of a dataset and the footers of its training files."""
+    """Read the specification of a dataset, the footers of its training files and a sample of their labels."""
     options = {name: given[name] for name in ("dataset_path", "fspec_file", "train_mapping") if name in given}
     data = DataOptions(**options, model_dir=Path(), results_dir=Path())
     outside = bool(given.get("allow_outside_paths"))
@@ -189,6 +189,7 @@ def _training_data(given: Mapping[str, Any]) -> TrainingData:
 
 
 def _information(spec: FeatureSpec, mapping: str) -> float:
+    """Return `TrainingData.information`; 1 if not all labels are binary."""
     if not all(label.is_binary for label in spec.labels):
         return 1.0
     labels = labels_only(spec)

@@ -193,6 +193,12 @@ def run(step: TrainStep, batch: Rows, number: int) -> np.ndarray:
     return step(step.packing.pack(batch.input(step.model)), tf.constant(number)).numpy()
 
 
+def losses_of(model: RankingModel, batches: list[Rows], **options: object) -> list[float]:
+    """Trains a model of one task on batches, one step each; returns the losses."""
+    step = make_step(model, **options)
+    return [run(step, batch, number).item() for number, batch in enumerate(batches, start=1)]
+
+
 def run_eagerly(step: TrainStep, batch: Rows, number: int, flags: tuple[float, ...] = (0.0,)) -> StepResult:
     """Runs a step outside of a graph, where workers in threads can meet."""
     packed = step.packing.pack(batch.input(step.model))

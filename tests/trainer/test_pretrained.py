@@ -15,11 +15,11 @@ from tests.trainer.small_models import (
     WEIGHTED,
     Rows,
     differences,
+    losses_of,
     make_batches,
     make_model,
     make_step,
     part,
-    run,
     run_eagerly,
     share_of,
     weights_of,
@@ -184,11 +184,6 @@ def test_a_vector_may_be_the_only_use_of_a_feature():
 @pytest.fixture(scope="module")
 def batches() -> list[Rows]:
     return make_batches(6)
-
-
-def losses_of(model: RankingModel, batches: list[Rows], **options: object) -> list[float]:
-    step = make_step(model, **options)
-    return [run(step, batch, number).item() for number, batch in enumerate(batches, start=1)]
 
 
 def test_gradients_of_a_step_are_tensorflows(batches):

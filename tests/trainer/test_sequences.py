@@ -14,11 +14,11 @@ from tests.trainer.small_models import (
     HISTORY,
     Rows,
     differences,
+    losses_of,
     make_model,
     make_step,
     numbers_of,
     part,
-    run,
     run_eagerly,
     share_of,
     unpadded,
@@ -28,7 +28,6 @@ from trainer.evaluate import Forward
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput, input_schema
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
-from trainer.models.ranking import RankingModel
 from trainer.models.sequences import ENCODERS, SequenceEncoder
 
 COMPARED, WIDTH, NUMBERS, LENGTH, ROWS = 4, 7, 2, 5, 6
@@ -291,11 +290,6 @@ def test_the_wide_part_sums_the_weights_of_steps():
 @pytest.fixture(scope="module")
 def batches() -> list[Rows]:
     return make_rows(8)
-
-
-def losses_of(model: RankingModel, batches: list[Rows], **options: object) -> list[float]:
-    step = make_step(model, **options)
-    return [run(step, batch, number).item() for number, batch in enumerate(batches, start=1)]
 
 
 @pytest.mark.parametrize("name", left_to_all(ENCODERS, ("mean", "din")))

@@ -12,11 +12,11 @@ from tests.trainer.small_models import (
     VECTORS,
     Rows,
     differences,
+    losses_of,
     make_batches,
     make_model,
     make_step,
     part,
-    run,
     run_eagerly,
     share_of,
     vectors_of,
@@ -26,7 +26,6 @@ from trainer.evaluate import Forward
 from trainer.layout import InputSchema, RowValues, VectorInput
 from trainer.models import model_options
 from trainer.models.layers import DenseConfig
-from trainer.models.ranking import RankingModel
 from trainer.models.vectors import Vectors
 from trainer.step import StepInput
 
@@ -152,11 +151,6 @@ def test_training_evaluation_and_padded_calls_see_the_same(name):
 @pytest.fixture(scope="module")
 def batches() -> list[Rows]:
     return make_batches(6)
-
-
-def losses_of(model: RankingModel, batches: list[Rows], **options: object) -> list[float]:
-    step = make_step(model, **options)
-    return [run(step, batch, number).item() for number, batch in enumerate(batches, start=1)]
 
 
 def test_a_label_is_learned_from_vectors_alone():

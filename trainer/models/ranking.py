@@ -28,9 +28,8 @@ class RankingModel(keras.Model):
 
     Without an interaction, the network's input is [embeddings, numerical]; the terms in brackets are the wide part.
     Before the interaction, encoders turn the steps of sequences into an embedding per feature, and their numbers into
-    one number each, which only the network sees, as it does the vectors, of rows or looked up by ids, normalized and
-    projected. A tower of features
-    that are known only in training adds its own logits.
+    one number each. Only the network sees these numbers and the vectors, which are of rows or looked up by ids, and are
+    normalized and projected. A tower of features that are known only in training adds its own logits.
 
     The training step calls `embeddings` and `logits` separately, because it differentiates with respect to the
     embeddings. Evaluation calls `embed` and `logits`; exports, whose graphs take ids, just call the model.
