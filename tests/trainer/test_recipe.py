@@ -130,6 +130,13 @@ def test_embeddings_and_numbers_are_small_where_ids_are_rare(tmp_path, rows, fla
     assert make_options({"dataset_path": tmp_path, **flags}).model.numerical_scale == 1
 
 
+@pytest.mark.parametrize(("period", "dropout"), [(2, 0.0), (10, 0.2)])
+def test_rows_with_rare_positives_count_less(tmp_path, period, dropout):
+    # 108 rows for each of 50 ids; with one positive row in ten, they count as 39.
+    write_labels(tmp_path / "data", {"click": np.arange(5_400) % period == 0})
+    assert make_options({"dataset_path": tmp_path / "data"}).model.deep_dropout == dropout
+
+
 def test_given_flags_win(tmp_path):
     write_rows(tmp_path, 30_000)
     plain = make_options({"dataset_path": tmp_path})
