@@ -41,7 +41,7 @@ lock() { # NAME, LOCK FILE WHOSE VERSIONS TO PREFER, additional uv options
 lock cpu "" --override requirements/overrides-cpu.txt
 lock gpu "$work/cpu.txt"
 lock export "" --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
-lock dev "" --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
+lock dev "" --override requirements/overrides-dev.txt --constraint "$work/cpu.txt" --constraint "$work/gpu.txt"
 lock uv ""
 lock tritonserver "" --no-deps
 mv "$work"/{cpu,gpu,export,dev,uv,tritonserver}.txt requirements/
