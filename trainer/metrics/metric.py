@@ -26,6 +26,12 @@ class Direction(Enum):
             return False
         return old is None or math.isnan(old) or self._badness(new) < self._badness(old)
 
+    def is_no_worse(self, new: float, old: float, tolerance: float) -> bool:
+        """Returns whether `new` is worse than `old` by at most `tolerance`. NaN is worse than any number."""
+        if math.isnan(new) or math.isnan(old):
+            return math.isnan(old)
+        return self._badness(new) <= self._badness(old) + tolerance
+
     def _badness(self, value: float) -> float:
         if self is Direction.LARGER:
             return -value
