@@ -173,9 +173,9 @@ def _check(encoder: Encoder) -> None:
 def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
     columns = from_parquet(read(entry["file"]))
     counts = columns["count"].cast(pa.int64()).to_numpy()
-    # Earlier versions did not store it.
-    stored = columns["unseen_for"] if "unseen_for" in columns.column_names else None
-    unseen_for = None if stored is None else stored.cast(pa.int64()).to_numpy()
+    unseen_for = np.zeros(len(columns), np.int64)
+    if "unseen_for" in columns.column_names:  # earlier versions did not store it
+        unseen_for = columns["unseen_for"].cast(pa.int64()).to_numpy()
     buckets, is_list = _count(entry, "oov_buckets"), _flag(entry, "is_list")
     return Vocabulary(_column(entry), columns["value"], counts, buckets, is_list, unseen_for)
 

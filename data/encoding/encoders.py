@@ -107,7 +107,7 @@ class Vocabulary(ValueEncoder):
     counts: np.ndarray
     oov_buckets: int = 1
     is_list: bool = False
-    unseen_for: np.ndarray | None = None
+    unseen_for: np.ndarray = None  # type: ignore[assignment]
     unseen_id = FIRST_OOV_ID
 
     def __post_init__(self) -> None:

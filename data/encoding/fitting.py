@@ -163,8 +163,9 @@ class FittedFeatures:
             is_fitted = encoder_name(name, raw) in self.encoders
             fitter = None if is_fitted else fitter_of(raw, self._spec, scratch, self.encoders)
             if fitter is not None:
-                is_continued = self._earlier is not None and name in self._continued
-                found[name] = continued_fitter(fitter, raw, self._spec, self._earlier) if is_continued else fitter
+                if self._earlier is not None and name in self._continued:
+                    fitter = continued_fitter(fitter, raw, self._spec, self._earlier)
+                found[name] = fitter
         return found
 
     def add(self, fitted: Mapping[str, Any]) -> None:
@@ -241,11 +242,9 @@ def continued_fitter(fitter: Fitter, raw: RawFeature, spec: RawSpec, earlier: Ea
     if isinstance(fitter, VocabularyFitter | CrossFitter):
         return replace(fitter, growth=earlier.growth(name, spec))
     if isinstance(fitter, TargetFitter) and isinstance(raw.rule, TargetRule) and not earlier.updates_scalers:
-        mean, count = (
-            None if output is None else replace(earlier.encoders[output], column=column)  # type: ignore[arg-type]
-            for output in (raw.rule.mean, raw.rule.count)
-        )
-        return GivenFitter(FittedTarget(mean, count, None))
+        outputs = [earlier.encoders[output] for output in (raw.rule.mean, raw.rule.count) if output is not None]
+        mean, *count = [replace(one, column=fitter.column) for one in outputs if isinstance(one, Numerical)]
+        return GivenFitter(FittedTarget(mean, count[0] if count else None))
     kept = earlier.encoders[encoder_name(name, raw)]
     if isinstance(fitter, QuantileFitter):
         return GivenFitter(replace(kept, column=column, is_list=fitter.is_list))  # type: ignore[arg-type]
@@ -643,8 +642,8 @@ class FittedTarget:
     """
 
     mean: Numerical
-    count: Numerical | None
-    out_of_fold: OutOfFoldMeans | None
+    count: Numerical | None = None
+    out_of_fold: OutOfFoldMeans | None = None
 
 
 @dataclass(frozen=True)
