@@ -134,7 +134,7 @@ class Plain:
         assert vocabulary.cardinality == self.first + self.size
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     days=st.lists(ROWS, min_size=2, max_size=5),
     cuts=st.lists(st.integers(1, 13), max_size=3),
