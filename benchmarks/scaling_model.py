@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.harness import Line, markdown, report
 from benchmarks.step_counts import StepCounts
 from benchmarks.synthetic_rows import OUTBRAIN, PUBLISHED_WIDTHS
+from data.errors import DataError
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse
@@ -221,7 +222,7 @@ def _prediction(counts: StepCounts, gpu: Gpu, exchange: str, efficiency: float, 
         "exchange": exchange,
         "gpus": counts.workers,
         "parameters": counts.parameters,
-        "gflop": round(counts.flops / 1e9, 1),
+        "gflop": round(counts.flops / 1e9, 3),
         "memory_mb": {name: round(moved / 1e6, 1) for name, moved in counts.memory.items()},
         "sent_mb": {name: round(sent / 1e6, 2) for name, sent in counts.sent.items()},
         "collectives": counts.collectives,
@@ -298,7 +299,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="flags of main.py; must come last")
     arguments = parser.parse_args(argv)
     sizes = arguments.embedding_sizes_file or (PUBLISHED_WIDTHS if arguments.spec == OUTBRAIN else None)
-    for line in (*public_check(public_overhead()), *predictions(arguments.spec, sizes, arguments.flags)):
+    try:
+        lines = [*public_check(public_overhead()), *predictions(arguments.spec, sizes, arguments.flags)]
+    except DataError as error:
+        parser.error(str(error))
+    for line in lines:
         report(line)
     return 0
 

@@ -1,5 +1,6 @@
 """The counts of a step are those of the step that runs, and the model explains the public recipe's figures."""
 
+import json
 import math
 from functools import cache
 
@@ -14,6 +15,7 @@ from benchmarks.scaling_model import (
     PUBLIC_BATCH,
     PUBLIC_FLAGS,
     fitted_efficiency,
+    main,
     predictions,
     public_check,
     public_overhead,
@@ -24,6 +26,7 @@ from benchmarks.scaling_model import (
 from benchmarks.step_counts import StepCounts
 from benchmarks.synthetic_rows import OUTBRAIN, PUBLISHED_WIDTHS
 from data.errors import DataError
+from tests.helpers import ROOT
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import LAYOUT, Rows, make_model, make_step, run_eagerly, unpadded
 from trainer.cli import parse
@@ -255,3 +258,14 @@ def test_predictions_cover_gpus_precisions_and_exchanges():
     assert all(line["samples_per_second"] < line["samples_per_second_without_overhead"] for line in lines)
     sent = {exchange: sum(by_case["A100", True, exchange, 8]["sent_mb"].values()) for exchange in EXCHANGES}
     assert sent["dense"] > sent["sparse"] > sent["sharded"]
+
+
+def test_command_prints_lines_for_another_specification(capsys):
+    specs = ROOT / "feature_specs"
+    assert main(["--spec", str(specs / "three_tasks.yaml"), "--flags", "--global_batch_size", "4096"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(PUBLIC) + 2 * 2 * 3 * 5
+    assert lines[-1]["gpus"] == 16 and lines[-1]["parameters"] < 91_777_245
+    with pytest.raises(SystemExit, match="2"):
+        main(["--spec", str(specs / "sequence.yaml")])
+    assert "sequences: not counted" in capsys.readouterr().err
