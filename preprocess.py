@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.command_line import Parser, run_tool, whole_number
+from data.encoding.workflow_folder import RAW_SPEC_FILE, read_raw_document
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
 from data.preprocess.prepared import StageLog
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from data.preprocess.engine import Resources
 
 NAME = "preprocess"
+KEEP, UPDATE = "keep", "update"
 DESCRIPTION = """Turns raw logs (CSV or parquet) into a parquet dataset that main.py trains on.
 With a specification:    preprocess.py --input RAW --output DATA
 Write a first one:       preprocess.py --infer 'RAW/*.csv.gz' --label click --write_spec RAW/feature_spec.yaml
+The next day's dataset:  preprocess.py --extend DATA/workflow --input DAY2 --output DATA2
 Encode new rows:         preprocess.py --workflow DATA/workflow --input NEW --output NEWDATA"""
 
 
@@ -58,20 +61,28 @@ def _infer(args: argparse.Namespace) -> None:
 
 def _preprocess(args: argparse.Namespace) -> None:
     path, folder = _specification(args)
-    document = read_yaml(path)
+    is_stored = path == _stored(args)
+    document = read_raw_document(args.extend) if is_stored else read_yaml(path)
     spec = raw_spec_from_dict(document, folder, source=str(path), allow_outside_paths=args.allow_outside_paths)
     # Imported late: it imports NVTabular, which takes seconds.
-    from data.preprocess.engine import preprocess, with_files
+    from data.preprocess.engine import Extension, preprocess, with_files
 
-    is_listed = bool(args.input) and args.input[0].is_file()
+    # The files of a stored specification are those of an earlier day. Several sources have the same names every day.
+    is_listed = bool(args.input) and (args.input[0].is_file() or (is_stored and len(spec.sources) == 1))
     preprocess(
         with_files(spec, args.input) if is_listed else spec,
         document,
         args.output,
         _resources(args),
         StageLog(NAME),
+        extension=Extension(args.extend, args.retire_after, args.scalers == UPDATE) if args.extend else None,
         allow_outside_paths=is_listed or args.allow_outside_paths,
     )
+
+
+def _stored(args: argparse.Namespace) -> Path | None:
+    """Returns the path of the specification that the earlier dataset was made with, with --extend."""
+    return args.extend / RAW_SPEC_FILE if args.extend else None
 
 
 def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -80,17 +91,19 @@ def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
         return args.write_spec, args.write_spec.absolute().parent
     if missing := [path for path in args.input if not path.exists()]:
         raise DataError(f"--input {missing[0]}: no such file or folder")
-    given = Path(args.feature_spec_in)
+    given, stored = Path(args.feature_spec_in or SPEC_FILE), None if args.feature_spec_in else _stored(args)
     if args.input[0].is_file():
-        return _existing(given, args.input[0]), Path.cwd()
+        return _existing(given, args.input[0], stored), Path.cwd()
     folder = args.input[0]
     inside = folder / given
-    return _existing(inside if inside.exists() or not given.exists() else given, folder), folder.absolute()
+    return _existing(inside if inside.exists() or not given.exists() else given, folder, stored), folder.absolute()
 
 
-def _existing(path: Path, raw: Path) -> Path:
-    """Returns the path of a specification of raw files, if it exists."""
+def _existing(path: Path, raw: Path, otherwise: Path | None) -> Path:
+    """Returns the path of a specification of raw files, if it exists, or another one."""
     if not path.exists():
+        if otherwise is not None:
+            return otherwise
         raise DataError(
             f"{path}: no such specification; name it with --feature_spec_in FILE, or write a first one: preprocess.py "
             f"--infer {shlex.quote(str(raw))} --label COLUMN --write_spec {shlex.quote(str(path))}"
@@ -115,9 +128,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input", type=Path, nargs="+", metavar="PATH", help="folder of the raw files, or the files themselves")
     add("--output", type=Path, metavar="DIR", help="folder of the new dataset, created if missing")
-    add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="the raw specification, in --input or elsewhere")
+    add("--feature_spec_in", metavar="FILE", help=f"the raw specification, in --input or elsewhere ({SPEC_FILE})")
     add("--workflow", type=Path, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="with --workflow: raw columns to store as they are")
+    add("--extend", type=Path, metavar="DIR", help="workflow/ of an earlier dataset or its model, whose ids to keep")
+    add(
+        "--retire_after", type=whole_number(1), metavar="N", help="with --extend: free the ids of values unseen N times"
+    )
+    add(
+        "--scalers", choices=(KEEP, UPDATE), help="with --extend: keep the scaling of numbers (default), or fit it anew"
+    )
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
     add("--label", nargs="+", action="extend", default=[], metavar="COLUMN", help="with --infer: columns to learn")
     add("--time", metavar="COLUMN", help="with --infer: column of the time, by which rows are split")
@@ -138,14 +158,21 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error("--infer: needs --label COLUMN, the column to learn")
         if args.write_spec is None:
             parser.error("--infer: needs --write_spec FILE, such as RAW/feature_spec.yaml")
-        if args.input or args.workflow:
-            parser.error("--infer: reads the files that it names; remove --input and --workflow")
+        if args.input or args.workflow or args.extend:
+            parser.error("--infer: reads the files that it names; remove --input, --workflow and --extend")
     else:
         _check_use(parser, args)
 
 
 def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exits with an error unless the flags say what to do without --infer."""
+    if args.extend and args.workflow:
+        parser.error(
+            "--extend: makes a dataset to train on, and --workflow encodes rows to predict; remove one of them"
+        )
+    given = [flag for flag in ("retire_after", "scalers") if getattr(args, flag) is not None]
+    if given and not args.extend:
+        parser.error(f"--{given[0]}: needs --extend DIR, the workflow/ of an earlier dataset")
     given = [flag for flag in ("label", "time", "write_spec") if getattr(args, flag)]
     if given:
         parser.error(f"--{given[0]}: only with --infer; otherwise the specification says what the columns are")

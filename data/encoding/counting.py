@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.encoding.hashing import hash_values
-from data.encoding.keys import Values, coded_keys
+from data.encoding.keys import KeyIndex, Values, coded_keys
 
 # Counts on disk are divided by the first bits of the keys' hashes, so that one range at a time is merged.
 RANGE_BITS = 6
@@ -66,13 +66,33 @@ class KeyCounts:
         Returns:
             Keys, and their [size] int64 counts.
         """
+        return self.split(KeyIndex("", pa.array([], pa.int64())), min_count, max_size)[1:]
+
+    def split(self, known: KeyIndex, min_count: int, max_size: int | None) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Return the counts of known keys, and the other keys that occur often enough, as `frequent` does.
+
+        Args:
+            known: index of the known keys.
+            min_count: number of occurrences that another key needs.
+            max_size: number of other keys to return at most, or None.
+
+        Returns:
+            [known] int64 count of each known key, other keys, and their [size] int64 counts.
+
+        Raises:
+            DataError: if the keys are strings where the known ones are integers, or vice versa.
+        """
+        known_counts = np.zeros(len(known.keys), np.int64)
         found: list[tuple[pa.Array, np.ndarray]] = []
         for keys, counts in self._ranges():
-            kept = np.flatnonzero(counts >= min_count)
+            positions = known.find(keys)[2]
+            is_known = positions >= 0
+            known_counts[positions[is_known]] = counts[is_known]
+            kept = np.flatnonzero(~is_known & (counts >= min_count))
             found.append((keys, counts) if len(kept) == len(keys) else (keys.take(pa.array(kept)), counts[kept]))
             if max_size is not None and sum(len(keys) for keys, _ in found) > 2 * max_size:
                 found = [_most_frequent(found, max_size)]
-        return _most_frequent(found, max_size)
+        return known_counts, *_most_frequent(found, max_size)
 
     def _ranges(self) -> Iterator[tuple[pa.Array, np.ndarray]]:
         """Yield distinct keys and their counts, range of hashes by range."""

@@ -1,7 +1,7 @@
 """Save encoders to a checksummed folder, and load them.
 
 encoders.json                 version, name of the hash, and the settings of every feature's encoder
-vocabulary.FEATURE.parquet    value, count, id
+vocabulary.FEATURE.parquet    value (null for a free id), count, id, unseen_for
 table.FEATURE.parquet         value, number
 manifest.json                 see `data.storage.checksummed_dir`
 """
@@ -113,7 +113,8 @@ def _settings(feature: str, encoder: Encoder, files: dict[str, Content]) -> dict
 def _vocabulary_settings(feature: str, encoder: Vocabulary, files: dict[str, Content]) -> dict[str, Any]:
     file = f"vocabulary.{feature}.parquet"
     ids = np.arange(len(encoder.values), dtype=np.int64) + encoder.first_known_id
-    files[file] = to_parquet(pa.table({"value": encoder.values, "count": encoder.counts, "id": ids}))
+    columns = {"value": encoder.values, "count": encoder.counts, "id": ids, "unseen_for": encoder.unseen_for}
+    files[file] = to_parquet(pa.table(columns))
     entry = {"column": encoder.column, "oov_buckets": encoder.oov_buckets, "is_list": encoder.is_list}
     return {**entry, "cardinality": encoder.cardinality, "file": file}
 
@@ -172,7 +173,11 @@ def _check(encoder: Encoder) -> None:
 def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
     columns = from_parquet(read(entry["file"]))
     counts = columns["count"].cast(pa.int64()).to_numpy()
-    return Vocabulary(_column(entry), columns["value"], counts, _count(entry, "oov_buckets"), _flag(entry, "is_list"))
+    unseen_for = np.zeros(len(columns), np.int64)
+    if "unseen_for" in columns.column_names:  # earlier versions did not store it
+        unseen_for = columns["unseen_for"].cast(pa.int64()).to_numpy()
+    buckets, is_list = _count(entry, "oov_buckets"), _flag(entry, "is_list")
+    return Vocabulary(_column(entry), columns["value"], counts, buckets, is_list, unseen_for)
 
 
 def _hashed_ranks(entry: dict[str, Any], read: ReadFile) -> HashedRanks:

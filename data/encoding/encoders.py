@@ -91,11 +91,15 @@ class Vocabulary(ValueEncoder):
 
     Attributes:
         column: name of the raw column.
-        values: [size] values by descending count, converted to an Arrow array of int64 or large_string; values[i] has
-            the id 2 + oov_buckets + i.
-        counts: [size] int64 occurrences of each value in the training data.
+        values: [size] values, converted to an Arrow array of int64 or large_string; values[i] has the id
+            2 + oov_buckets + i. They are in the order of descending counts, followed by those that later datasets
+            added. A null is the place of a free id, whose value was retired: no raw value has this id.
+        counts: [size] int64 occurrences of each value in the training data, summed over the datasets that the
+            vocabulary was extended with; 0 for a free id.
         oov_buckets: number of ids shared by values unseen in training, at least 1.
         is_list: whether a raw value is a list of values (multi-hot).
+        unseen_for: [size] int64 number of datasets, up to the latest, whose training rows do not have the value; 0 for
+            a free id. None is converted to zeros.
     """
 
     column: str
@@ -103,10 +107,13 @@ class Vocabulary(ValueEncoder):
     counts: np.ndarray
     oov_buckets: int = 1
     is_list: bool = False
+    unseen_for: np.ndarray = None  # type: ignore[assignment]
     unseen_id = FIRST_OOV_ID
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", key_array(self.column, self.values))
+        object.__setattr__(self, "values", key_array(self.column, self.values, with_nulls=True))
+        if self.unseen_for is None:
+            object.__setattr__(self, "unseen_for", np.zeros(len(self.values), np.int64))
 
     @classmethod
     def fit(
@@ -156,13 +163,23 @@ class Vocabulary(ValueEncoder):
 
     @property
     def cardinality(self) -> int:
-        """Number of ids, including those of padding, null and unseen values."""
+        """Number of ids, including those of padding, null and unseen values, and free ones."""
         return self.first_known_id + len(self.values)
 
     @property
     def first_known_id(self) -> int:
-        """Id of the most frequent value; the smallest id of a known value."""
+        """The smallest id that a known value can have."""
         return FIRST_OOV_ID + self.oov_buckets
+
+    @property
+    def known_values(self) -> pa.Array:
+        """The values that have an id, [known]."""
+        return self.values.drop_null()
+
+    @property
+    def known_ids(self) -> np.ndarray:
+        """The ids of `known_values`, [known] int64, ascending."""
+        return np.flatnonzero(self.values.is_valid()) + self.first_known_id
 
     def encode_flat(self, values: Values) -> np.ndarray:
         """Return the ids of single values, [n] int64.

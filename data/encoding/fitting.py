@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.encoding.counting import KeyCounts, group_keys
+from data.encoding.earlier import Earlier, encoder_name
 from data.encoding.encoders import (
     CLIP,
     FILL,
@@ -40,6 +41,7 @@ from data.encoding.encoders import (
     cross_inputs,
 )
 from data.encoding.exact_sums import LARGEST, GroupSums, Moments
+from data.encoding.growth import Growth
 from data.encoding.hashing import buckets
 from data.encoding.keys import KeyTable, as_arrow, as_numbers, coded_keys, kept_index
 from data.encoding.order_statistics import SortedRuns
@@ -114,16 +116,25 @@ class FittedFeatures:
     Args:
         spec: the raw specification.
         encoders: encoders of an earlier fit, by feature name.
+        earlier: encoders of an earlier dataset, which those that are fitted continue, or None.
 
     Attributes:
         encoders: encoders by feature name, including features that rules add.
-        out_of_fold: means for training rows, by the name of the feature with target statistics.
+        out_of_fold: means for training rows, by the name of the feature with target statistics that were fitted on
+            these rows.
     """
 
-    def __init__(self, spec: RawSpec, encoders: Mapping[str, Encoder] | None = None) -> None:
-        self._spec = spec
+    def __init__(
+        self, spec: RawSpec, encoders: Mapping[str, Encoder] | None = None, earlier: Earlier | None = None
+    ) -> None:
+        self._spec, self._earlier = spec, earlier
+        self._continued = earlier.continued(spec) if earlier else frozenset[str]()
         self.encoders: dict[str, Encoder] = dict(encoders or {})
         self.out_of_fold: dict[str, OutOfFoldMeans] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The earlier encoders are needed only where the fit was started.
+        return {**self.__dict__, "_earlier": None}
 
     @property
     def names(self) -> list[str]:
@@ -149,9 +160,11 @@ class FittedFeatures:
         """Return the fitters of features that have no encoder yet and can be fitted in the next pass."""
         found = {}
         for name, raw in self._spec.features.items():
-            output = raw.rule.mean if isinstance(raw.rule, TargetRule) else name
-            fitter = fitter_of(raw, self._spec, scratch, self.encoders) if output not in self.encoders else None
+            is_fitted = encoder_name(name, raw) in self.encoders
+            fitter = None if is_fitted else fitter_of(raw, self._spec, scratch, self.encoders)
             if fitter is not None:
+                if self._earlier is not None and name in self._continued:
+                    fitter = continued_fitter(fitter, raw, self._spec, self._earlier)
                 found[name] = fitter
         return found
 
@@ -160,8 +173,10 @@ class FittedFeatures:
         for name, result in fitted.items():
             rule = self._spec.features[name].rule
             if isinstance(result, FittedTarget) and isinstance(rule, TargetRule):
-                self.encoders[rule.mean], self.out_of_fold[rule.mean] = result.mean, result.out_of_fold
-                if rule.count is not None:
+                self.encoders[rule.mean] = result.mean
+                if result.out_of_fold is not None:
+                    self.out_of_fold[rule.mean] = result.out_of_fold
+                if rule.count is not None and result.count is not None:
                     self.encoders[rule.count] = result.count
                 continue
             self.encoders[name] = result
@@ -211,6 +226,33 @@ def fitter_of(
     return None if encoder is None else GivenFitter(encoder)
 
 
+def continued_fitter(fitter: Fitter, raw: RawFeature, spec: RawSpec, earlier: Earlier) -> Fitter:
+    """Return the fitter of an encoder that continues that of an earlier dataset.
+
+    A vocabulary is extended. The boundaries of quantiles are kept, since their intervals have ids; numbers and target
+    statistics are kept unless the scalers are updated. All other encoders are what the specification says.
+
+    Args:
+        fitter: the fitter without the earlier dataset.
+        raw: the feature, which the earlier dataset has, too (see `Earlier.continued`).
+        spec: its specification.
+        earlier: the encoders of the earlier dataset.
+    """
+    name, column = raw.feature.name, raw.reading
+    if isinstance(fitter, VocabularyFitter | CrossFitter):
+        return replace(fitter, growth=earlier.growth(name, spec))
+    if isinstance(fitter, TargetFitter) and isinstance(raw.rule, TargetRule) and not earlier.updates_scalers:
+        outputs = [earlier.encoders[output] for output in (raw.rule.mean, raw.rule.count) if output is not None]
+        mean, *count = [replace(one, column=fitter.column) for one in outputs if isinstance(one, Numerical)]
+        return GivenFitter(FittedTarget(mean, count[0] if count else None))
+    kept = earlier.encoders[encoder_name(name, raw)]
+    if isinstance(fitter, QuantileFitter):
+        return GivenFitter(replace(kept, column=column, is_list=fitter.is_list))  # type: ignore[arg-type]
+    if isinstance(fitter, NumberFitter) and isinstance(kept, Numerical) and not earlier.updates_scalers:
+        return fitter.keeping(kept)
+    return fitter
+
+
 def _also_counted(raw: RawFeature, spec: RawSpec) -> tuple[str, ...]:
     """Return the columns of other features on whose values the encoder of a feature is fitted, too."""
     columns = dict.fromkeys(
@@ -249,13 +291,13 @@ def _given_encoder(raw: RawFeature, column: str, is_list: bool) -> Encoder | Non
 
 @dataclass(frozen=True)
 class GivenFitter(Fitter):
-    """The "fitter" of an encoder that the specification describes completely.
+    """The "fitter" of an encoder that needs no training rows: the specification or an earlier dataset gives it.
 
     Attributes:
-        encoder: the encoder.
+        encoder: the encoder, or the encoders of target statistics.
     """
 
-    encoder: Encoder
+    encoder: "Encoder | FittedTarget"
 
     def part(self, table: pa.Table) -> None:
         return None
@@ -263,17 +305,32 @@ class GivenFitter(Fitter):
     def merge(self, states: Sequence[None]) -> None:
         return None
 
-    def finish(self, state: None) -> Encoder:
+    def finish(self, state: None) -> "Encoder | FittedTarget":
         return self.encoder
 
 
 class CountingFitter(Fitter):
-    """Base of the fitters that count keys. States are `KeyCounts`."""
+    """Base of the fitters that count keys. States are `KeyCounts`.
 
+    Attributes:
+        rule: which keys get an id of their own.
+        scratch: where counts go that do not fit into memory.
+        growth: the vocabulary to extend, or None to fit a new one.
+    """
+
+    rule: VocabularyRule
     scratch: Scratch
+    growth: Growth | None
 
     def merge(self, states: Sequence[KeyCounts]) -> KeyCounts:
         return KeyCounts.merged(states, self.scratch.budget, self.scratch.folder)
+
+    def vocabulary(self, state: KeyCounts, column: str, is_list: bool = False) -> Vocabulary:
+        """Return the vocabulary of the counted keys."""
+        if self.growth is not None:
+            return self.growth.extended(state, self.rule, column, is_list)
+        values, counts = state.frequent(self.rule.min_count, self.rule.max_size)
+        return Vocabulary(column, values, counts, self.rule.oov_buckets, is_list)
 
 
 @dataclass(frozen=True)
@@ -285,7 +342,7 @@ class VocabularyFitter(CountingFitter):
         others: further columns to count.
         rule: which values get an id of their own.
         is_list: whether the column holds lists, whose items are counted.
-        scratch: where counts go that do not fit into memory.
+        scratch, growth: see `CountingFitter`.
     """
 
     column: str
@@ -293,13 +350,13 @@ class VocabularyFitter(CountingFitter):
     rule: VocabularyRule
     is_list: bool
     scratch: Scratch
+    growth: Growth | None = None
 
     def part(self, table: pa.Table) -> KeyCounts:
         return KeyCounts.of(self.column, _items(table, self.column, *self.others))
 
     def finish(self, state: KeyCounts) -> Vocabulary:
-        values, counts = state.frequent(self.rule.min_count, self.rule.max_size)
-        return Vocabulary(self.column, values, counts, self.rule.oov_buckets, self.is_list)
+        return self.vocabulary(state, self.column, self.is_list)
 
 
 @dataclass(frozen=True)
@@ -310,13 +367,14 @@ class CrossFitter(CountingFitter):
         cross: the cross with an empty vocabulary.
         encoders: fitted encoders by feature name, with those of the features that it crosses.
         rule: which combinations get an id of their own.
-        scratch: where counts go that do not fit into memory.
+        scratch, growth: see `CountingFitter`.
     """
 
     cross: CrossedIds
     encoders: Mapping[str, Encoder]
     rule: VocabularyRule
     scratch: Scratch
+    growth: Growth | None = None
 
     def part(self, table: pa.Table) -> KeyCounts:
         columns = dict(zip(table.column_names, table.columns, strict=True))
@@ -324,8 +382,7 @@ class CrossFitter(CountingFitter):
         return KeyCounts.of(self.cross.column, self.cross.keys(inputs))
 
     def finish(self, state: KeyCounts) -> CrossedIds:
-        keys, counts = state.frequent(self.rule.min_count, self.rule.max_size)
-        return replace(self.cross, encoder=Vocabulary(self.cross.column, keys, counts, self.rule.oov_buckets))
+        return replace(self.cross, encoder=self.vocabulary(state, self.cross.column))
 
 
 def _cross_fitter(rule: CrossRule, spec: RawSpec, scratch: Scratch, encoders: Mapping[str, Encoder]) -> Fitter | None:
@@ -416,9 +473,16 @@ class NumberFitter(Fitter):
         self._fill = kinds.index(FILL) if FILL in kinds else -1
         self._scale = next((index for index, kind in enumerate(kinds) if kind in (STANDARDIZE, MINMAX)), -1)
         self._statistic = self._steps[self._fill].fill if FILL in kinds else None
+        self._kept: Numerical | None = None
         if isinstance(self._statistic, str) and 0 <= self._scale < self._fill:
             kind = kinds[self._scale]
             raise DataError(f"column {column!r}: fill: {self._statistic} after {kind}; write it before {kind}")
+
+    def keeping(self, encoder: Numerical) -> "NumberFitter":
+        """Return a fitter with the same checks of the rows that finishes with the numbers of a fitted encoder."""
+        fitter = NumberFitter(self._column, self._steps, self._is_list, self._scratch)
+        fitter._kept = replace(encoder, column=self._column, is_list=self._is_list)
+        return fitter
 
     def part(self, table: pa.Table) -> NumberState:
         numbers = as_numbers(self._column, _items(table, self._column))
@@ -447,12 +511,15 @@ class NumberFitter(Fitter):
         return NumberState(count, nulls, moments, unfilled)
 
     def finish(self, state: NumberState) -> Numerical:
-        _require_values(self._column, state.count)
+        if self._kept is None:
+            _require_values(self._column, state.count)
         if state.nulls and self._fill < 0:
             raise DataError(
                 f"column {self._column!r} is null in {state.nulls:,} of the training rows; say what replaces null, as "
                 "with {fill: median}"
             )
+        if self._kept is not None:
+            return self._kept
         moments, steps = state.moments, list[Step]()
         for index, step in enumerate(self._steps):
             if index == self._fill:
@@ -569,13 +636,14 @@ class FittedTarget:
 
     Attributes:
         mean: encoder of the smoothed mean over all training rows, for rows that are not training rows.
-        count: encoder of the logarithm of 1 + the number of training rows.
-        out_of_fold: smoothed means for training rows.
+        count: encoder of the logarithm of 1 + the number of training rows, or None.
+        out_of_fold: smoothed means for training rows; None if the statistics are those of earlier rows, which hold for
+            training rows as for all others.
     """
 
     mean: Numerical
-    count: Numerical
-    out_of_fold: OutOfFoldMeans
+    count: Numerical | None = None
+    out_of_fold: OutOfFoldMeans | None = None
 
 
 @dataclass(frozen=True)

@@ -57,18 +57,21 @@ class KeyIndex:
 
     Args:
         column: name of the raw column, for messages.
-        keys: [size] distinct keys (see `key_array`).
+        keys: [size] distinct keys (see `key_array`), and nulls, which no value is equal to.
 
     Attributes:
         keys: [size] keys, Arrow int64 or large_string.
     """
 
     def __init__(self, column: str, keys: Values) -> None:
-        self.column, self.keys = column, key_array(column, keys)
-        hashes = hash_values(self.keys)
+        self.column, self.keys = column, key_array(column, keys, with_nulls=True)
+        known = self.keys.drop_null()
+        hashes = hash_values(known)
         # Sorted by hash, with a sentinel at the end.
         order = np.argsort(hashes, kind="stable")
-        self._positions = np.append(order, -1).astype(np.int32 if len(order) < INT32_MAX else np.int64)
+        self._size = len(order)
+        positions = order if self._size == len(self.keys) else np.flatnonzero(self.keys.is_valid())[order]
+        self._positions = np.append(positions, -1).astype(np.int32 if len(self.keys) < INT32_MAX else np.int64)
         self._hashes = np.append(hashes[order], UINT64_MAX)
         # The first bits of a hash, about as many as there are keys, lead to a start close to its place in the order.
         bits = max(1, len(order).bit_length())
@@ -88,13 +91,13 @@ class KeyIndex:
             DataError: if the values are not valid keys, or are strings where the keys are integers or vice versa.
         """
         codes, found = coded_keys(self.column, values)
-        if len(self.keys) and len(found) and found.type != self.keys.type:
-            found_one, known_one = found[0].as_py(), self.keys[0].as_py()
+        if self._size and len(found) and found.type != self.keys.type:
+            found_one, known_one = found[0].as_py(), self.keys.drop_null()[0].as_py()
             raise DataError(
                 f"column {self.column!r} holds {_kind(found)} such as {found_one!r}, but it was fitted on "
                 f"{_kind(self.keys)} such as {known_one!r}; convert the column"
             )
-        if not len(self.keys):
+        if not self._size:
             return codes, found, np.full(len(found), -1)
         return codes, found, self._find_keys(found)
 
@@ -110,14 +113,14 @@ class KeyIndex:
             at[pending] += 1
             pending = pending[self._hashes[at[pending]] < hashes[pending]]
         # Different keys can have the same hash, so those are compared until one is equal.
-        rows = np.flatnonzero((self._hashes[at] == hashes) & (at < len(self.keys)))
+        rows = np.flatnonzero((self._hashes[at] == hashes) & (at < self._size))
         while len(rows):
             candidates = self._positions[at[rows]]
             equal = self._equal(candidates, wanted, rows)
             positions[rows[equal]] = candidates[equal]
             rows = rows[~equal]
             at[rows] += 1
-            rows = rows[(self._hashes[at[rows]] == hashes[rows]) & (at[rows] < len(self.keys))]
+            rows = rows[(self._hashes[at[rows]] == hashes[rows]) & (at[rows] < self._size)]
         return positions
 
     def _find_key(self, wanted: int | str, hashed: int) -> int:
@@ -125,7 +128,7 @@ class KeyIndex:
         at = int(self._starts[hashed >> int(self._shift)])
         while self._hashes[at] < hashed:
             at += 1
-        while at < len(self.keys) and self._hashes[at] == hashed:
+        while at < self._size and self._hashes[at] == hashed:
             position = int(self._positions[at])
             if self.keys[position].as_py() == wanted:
                 return position
@@ -174,14 +177,21 @@ def kept_index(owner: Any, column: str, keys: pa.Array) -> KeyIndex:
     return index
 
 
-def key_array(column: str, values: Values) -> pa.Array:
-    """Return keys as an Arrow array of int64 or large_string without nulls.
+def key_array(column: str, values: Values, *, with_nulls: bool = False) -> pa.Array:
+    """Return keys as an Arrow array of int64 or large_string.
+
+    Args:
+        column: name of the raw column, for messages.
+        values: the keys.
+        with_nulls: whether nulls are allowed; they stay null.
 
     Raises:
-        DataError: if a value is null or neither an integer nor a string, or if there are both.
+        DataError: if a value is neither an integer nor a string, or if there are both, or null where it is not allowed.
     """
     codes, found = coded_keys(column, values)
     if (codes < 0).any():
+        if with_nulls:
+            return found.take(pa.array(codes, mask=codes < 0))
         raise DataError(f"column {column!r} is null in row {int((codes < 0).argmax())}; remove such rows")
     return found if len(codes) == len(found) else found.take(pa.array(codes))
 

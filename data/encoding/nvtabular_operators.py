@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from data.encoding.earlier import Earlier
 from data.encoding.encoders import CrossedIds, Encoded, Encoder, NumberEncoder, encode_feature
 from data.encoding.fitting import FittedFeatures, Fitter, Scratch
 from data.encoding.keys import as_arrow
@@ -37,6 +38,7 @@ class FitFeatures(ops.StatOperator):
         spec: the raw specification.
         scratch: existing folder for what does not fit into memory during the fit.
         encoders: encoders of an earlier fit, by feature name; None before the fit.
+        earlier: encoders of an earlier dataset, which those that are fitted continue, or None.
         memory: bytes of the states of all features to keep in memory during the fit.
         threads: number of features to work on at a time; None for one per CPU.
 
@@ -50,12 +52,13 @@ class FitFeatures(ops.StatOperator):
         scratch: Path,
         encoders: Mapping[str, Encoder] | None = None,
         *,
+        earlier: Earlier | None = None,
         memory: int = STATE_BYTES,
         threads: int | None = None,
     ) -> None:
         super().__init__()
-        self._spec = spec
-        self._features = FittedFeatures(spec, encoders)
+        self._spec, self._earlier = spec, earlier
+        self._features = FittedFeatures(spec, encoders, earlier)
         self._scratch = Scratch(scratch, max(LEAST_STATE_BYTES, memory // max(1, len(spec.features))))
         self._threads = threads or len(os.sched_getaffinity(0))
         self._ddf: Any = None
@@ -112,11 +115,11 @@ class FitFeatures(ops.StatOperator):
         return {name: list(col_selector.names) for name in self._features.names}
 
     def clear(self) -> None:
-        self._features, self.fitted = FittedFeatures(self._spec), False
+        self._features, self.fitted = FittedFeatures(self._spec, earlier=self._earlier), False
 
     def __getstate__(self) -> dict[str, Any]:
         # The training rows are needed only where the fit was started.
-        return {**self.__dict__, "_ddf": None}
+        return {**self.__dict__, "_ddf": None, "_earlier": None}
 
 
 def to_frame(table: pa.Table) -> Any:

@@ -6,6 +6,7 @@ link points to, must not end up in them.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.storage.checksummed_dir import MANIFEST, is_file_name, open_verified
@@ -17,6 +18,26 @@ SETTINGS_FILE = "encoders.json"
 # The raw specification that the encoders were fitted with, if there is one.
 RAW_SPEC_FILE = "raw_spec.json"
 FIX = "prepare the dataset again"
+
+
+def read_raw_document(workflow: Path) -> dict[str, Any]:
+    """Return the document of the raw specification that the encoders of a workflow were fitted with.
+
+    Args:
+        workflow: folder `workflow` of a dataset that `preprocess.py` wrote, or of a model trained on it.
+
+    Raises:
+        DataError: if the folder is missing, damaged, or holds no raw specification.
+    """
+    inside = workflow / ENCODERS_FOLDER
+    is_dataset = (inside / RAW_SPEC_FILE).is_file()
+    fix = f"write {inside}" if is_dataset else "give the folder workflow/ of a dataset that preprocess.py wrote"
+    if not (workflow / RAW_SPEC_FILE).is_file():
+        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; {fix}")
+    document: dict[str, Any] = open_verified(workflow, "run preprocess.py again on the raw files").read_json(
+        RAW_SPEC_FILE
+    )
+    return document
 
 
 def workflow_files(dataset: Path, *, allow_outside_paths: bool = False) -> dict[str, Path]:

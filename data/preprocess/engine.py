@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data.encoding.earlier import Earlier
 from data.encoding.encoder_files import load_encoders, save_encoders
 from data.encoding.encoders import Encoder, Vocabulary
 from data.encoding.splits import ORDER, TEST, TRAIN, VALID, ranges
 from data.encoding.staged_columns import KEPT, ROW, finished
-from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE
+from data.encoding.workflow_folder import ENCODERS_FOLDER, RAW_SPEC_FILE, read_raw_document
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE, new_dataset
 from data.files.parquet import DatasetWriter, parquet_schema
@@ -41,7 +42,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
-from data.storage.checksummed_dir import open_verified
+from data.storage.output_paths import check_apart
 
 STATE_FOLDER = "state"
 # Sort keys of training rows that are stored in a random order.
@@ -99,6 +100,26 @@ def _processes_bytes(workers: int) -> int:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """How a dataset continues an earlier one.
+
+    Attributes:
+        workflow: folder `workflow` of the earlier dataset, or of a model trained on it.
+        retire_after: number of datasets in a row without a value after which its id becomes free, or None.
+        updates_scalers: whether numbers and target statistics are fitted anew.
+    """
+
+    workflow: Path
+    retire_after: int | None = None
+    updates_scalers: bool = False
+
+    def load(self) -> Earlier:
+        """Return the encoders of the earlier dataset."""
+        spec = _stored_spec(self.workflow)
+        return Earlier(spec, load_encoders(self.workflow), self.retire_after, self.updates_scalers)
+
+
+@dataclass(frozen=True)
 class Part:
     """A staged file with the columns computed for it.
 
@@ -126,6 +147,7 @@ def preprocess(
     resources: Resources,
     log: StageLog,
     *,
+    extension: Extension | None = None,
     allow_outside_paths: bool = False,
 ) -> None:
     """Write the dataset of a raw specification, atomically: parquet files, feature_spec.yaml and `workflow/`.
@@ -136,21 +158,30 @@ def preprocess(
         output: folder for the dataset; must not contain one yet.
         resources: memory and workers.
         log: log of the progress.
+        extension: the earlier dataset to continue: its ids, scalers, histories and counts; None for a dataset of its
+            own.
         allow_outside_paths: whether to read files outside of the specification's folder.
 
     Raises:
-        DataError: if the input is invalid; nothing is left of the output.
+        DataError: if the input or the earlier workflow is invalid; nothing is left of the output.
     """
+    if extension is not None:
+        check_apart({"--output": output}, {"--extend": extension.workflow})
+    earlier = None if extension is None else extension.load()
     spec, document = with_stated_types(spec, document)
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
         staged = Stager(spec, block_rows, log, allow_outside_paths=allow_outside_paths).stage(_made(scratch / "rows"))
         _check_mappings(spec, staged)
         check_text_lists(spec, staged)
-        parts = _computed(spec, staged, scratch, None, resources)
-        workflow = FeatureWorkflow(spec, scratch, memory=resources.state_bytes(workers.number))
+        before = None if extension is None else extension.workflow
+        continued = None if earlier is None else earlier.continued_states(spec)
+        parts = _computed(spec, staged, scratch, before, resources, continued)
+        workflow = FeatureWorkflow(spec, scratch, earlier=earlier, memory=resources.state_bytes(workers.number))
         workflow.fit(parts[TRAIN])
         log.write(f"fitted {len(workflow.encoders)} encoders on {staged.rows[TRAIN]:,} training rows")
+        for line in () if earlier is None else earlier.report(spec, workflow.encoders):
+            log.write(line)
         for line in write_pretrained(spec, workflow.encoders, draft):
             log.write(line)
         writer = _Writer(spec, workflow, workers, draft, log, block_rows)
@@ -230,6 +261,7 @@ class FeatureWorkflow:
         spec: the raw specification.
         scratch: existing folder for what does not fit into memory during the fit.
         encoders: encoders of an earlier fit, by feature name; None before `fit`.
+        earlier: encoders of an earlier dataset, which `fit` continues, or None.
         memory: bytes for what is counted during the fit.
 
     Attributes:
@@ -237,13 +269,19 @@ class FeatureWorkflow:
     """
 
     def __init__(
-        self, spec: RawSpec, scratch: Path, encoders: Mapping[str, Encoder] | None = None, *, memory: int = 0
+        self,
+        spec: RawSpec,
+        scratch: Path,
+        encoders: Mapping[str, Encoder] | None = None,
+        *,
+        earlier: Earlier | None = None,
+        memory: int = 0,
     ) -> None:
         # Imported late, since it takes seconds: mistakes in arguments and raw files are reported first.
         from data.encoding.nvtabular_operators import FitFeatures
         from data.encoding.nvtabular_setup import Schema, Workflow
 
-        self._operator = FitFeatures(spec, scratch, encoders, memory=memory)
+        self._operator = FitFeatures(spec, scratch, encoders, earlier=earlier, memory=memory)
         self._inputs = self._operator.inputs
         self._workflow = Workflow(self._inputs >> self._operator)
         if encoders is not None:
@@ -481,7 +519,12 @@ def _times(spec: RawSpec, staged: Staged) -> str:
 
 
 def _computed(
-    spec: RawSpec, staged: Staged, scratch: Path, workflow: Path | None, resources: Resources
+    spec: RawSpec,
+    staged: Staged,
+    scratch: Path,
+    workflow: Path | None,
+    resources: Resources,
+    continued: Collection[str] | None = None,
 ) -> dict[str, list[Part]]:
     """Return the parts of each mapping, with the histories and counts of their rows if the specification has any.
 
@@ -489,6 +532,7 @@ def _computed(
         spec, staged, resources: the specification, the staged rows and the resources.
         scratch: folder for the results; STATE_FOLDER in it gets the state that new rows continue from.
         workflow: folder with the state of earlier rows, or None.
+        continued: readings of the histories and counts that continue from it, or None for all.
     """
     if not any(raw.computed for raw in spec.features.values()):
         return {mapping: [Part(path) for path in files] for mapping, files in staged.files.items()}
@@ -498,6 +542,7 @@ def _computed(
         _made(scratch / "computed"),
         memory=resources.limit - PROCESS_BYTES,
         state=workflow,
+        continued=continued,
         new_state=_made(scratch / STATE_FOLDER),
         locate=staged.row_name,
     )
@@ -507,15 +552,15 @@ def _computed(
     }
 
 
+def _stored_spec(workflow: Path) -> RawSpec:
+    """Return the specification that a workflow was fitted with."""
+    source = str(workflow / RAW_SPEC_FILE)
+    return raw_spec_from_dict(read_raw_document(workflow), workflow, source, allow_outside_paths=True)
+
+
 def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str]) -> RawSpec:
     """Return the specification that a workflow was fitted with, with the new files as its only source."""
-    inside = workflow / ENCODERS_FOLDER
-    is_dataset = (inside / RAW_SPEC_FILE).is_file()
-    fix = f"write {inside}" if is_dataset else "give the folder workflow/ of a dataset that preprocess.py wrote"
-    if not (workflow / RAW_SPEC_FILE).is_file():
-        raise DataError(f"{workflow}: holds no {RAW_SPEC_FILE}; {fix}")
-    stored = open_verified(workflow, "run preprocess.py again on the raw files")
-    spec = raw_spec_from_dict(stored.read_json(RAW_SPEC_FILE), workflow, source=str(workflow / RAW_SPEC_FILE))
+    spec = _stored_spec(workflow)
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
     chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
     readings = dict(spec.readings)

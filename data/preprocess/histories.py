@@ -27,7 +27,7 @@ count.NAME.parquet      by, of (if the count has it), order, count: number of ro
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,7 @@ def add_computed(
     *,
     memory: int,
     state: Path | None = None,
+    continued: Collection[str] | None = None,
     new_state: Path | None = None,
     locate: Callable[[Path, int], str] = lambda path, row: f"{path}, row {row + 1}",
 ) -> dict[str, list[Path]]:
@@ -91,6 +92,7 @@ def add_computed(
         folder: existing folder to write the computed columns to.
         memory: bytes to use, approximately.
         state: folder with the state of earlier rows, or None.
+        continued: readings that continue from the state, or None for all; the others begin with these rows.
         new_state: existing folder to write the state after these rows to, or None.
         locate: describes where a row of a staged file came from, for messages.
 
@@ -111,7 +113,7 @@ def add_computed(
             parts = Path(scratch) / str(len(columns))
             parts.mkdir()
             columns.append(_Column(name, rule, files, parts, memory, locate))
-            columns[-1].compute(state, new_state)
+            columns[-1].compute(state if continued is None or name in continued else None, new_state)
         first = 0
         for file in files:
             _write_columns(columns, first, file.rows, written[file.path])

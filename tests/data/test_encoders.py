@@ -161,7 +161,8 @@ def test_saving_is_reproducible(tmp_path):
 def test_a_vocabulary_file_can_be_read_without_this_program(tmp_path):
     save_encoders({"colour": COLOURS}, tmp_path / "workflow")
     table = pd.read_parquet(tmp_path / "workflow" / "vocabulary.colour.parquet")
-    assert table.to_dict("list") == {"value": ["blue", "green", "red"], "count": [9, 5, 5], "id": [3, 4, 5]}
+    columns = {"value": ["blue", "green", "red"], "count": [9, 5, 5], "id": [3, 4, 5], "unseen_for": [0, 0, 0]}
+    assert table.to_dict("list") == columns
 
 
 @pytest.mark.parametrize("file", ["encoders.json", "vocabulary.colour.parquet", "table.rate.parquet"])

@@ -23,11 +23,13 @@ class Tries:
     Attributes:
         clean: exception that a try may raise.
         seconds: CPU time of each try in its own thread, which hardly depends on what else is running.
+        slowest: seconds and input of the slowest try.
         failed: input and exception of the tries that failed.
     """
 
     clean: type[Exception]
     seconds: list[float] = field(default_factory=list)
+    slowest: tuple[float, object] = (0.0, None)
     failed: list[tuple[object, BaseException]] = field(default_factory=list)
     rejected: int = 0
 
@@ -42,6 +44,8 @@ class Tries:
         except (Exception, SystemExit, Hang) as error:
             self.failed.append((given, error))
         self.seconds.append(time.thread_time() - start)
+        if self.seconds[-1] > self.slowest[0]:
+            self.slowest = self.seconds[-1], given
 
     @property
     def survived(self) -> int:
@@ -51,7 +55,7 @@ class Tries:
     def check(self) -> None:
         """Fails the test if a try failed, or if none or all were rejected."""
         assert not self.failed, f"{len(self.failed)} of {len(self.seconds)}: {self.failed[:3]!r}"
-        assert max(self.seconds) < SECONDS
+        assert max(self.seconds) < SECONDS, f"the slowest took CPU time of (seconds, input) {self.slowest!r}"
         assert 0 < self.rejected < len(self.seconds)
 
 

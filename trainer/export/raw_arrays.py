@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from data.encoding.encoders import (
     CLIP,
-    FIRST_OOV_ID,
     MINMAX,
     NULL_ID,
     SCALE,
@@ -171,10 +170,9 @@ def _known(encoder: Vocabulary | HashedRanks | Numerical) -> tuple[pa.Array, np.
     if isinstance(encoder, Numerical):
         keys = pa.array([], pa.int64()) if encoder.table is None else encoder.table.keys
         return keys, np.arange(len(keys))
-    positions = np.arange(len(encoder.values))
     if isinstance(encoder, HashedRanks):
-        return encoder.values, _rank_ids(positions + 1, encoder)
-    return encoder.values, positions + FIRST_OOV_ID + encoder.oov_buckets
+        return encoder.values, _rank_ids(np.arange(len(encoder.values)) + 1, encoder)
+    return encoder.known_values, encoder.known_ids
 
 
 def _write_texts(folder: Path, name: str, known: Sequence[tuple[pa.Array, np.ndarray]]) -> None:

@@ -126,8 +126,12 @@ def columns_of(encoder: Encoder) -> tuple[str, ...]:
 
 def keys_of(encoder: Encoder) -> pa.Array | None:
     """Returns the known raw values, int64 or strings; None for an encoder without any."""
-    keys = encoder.values if isinstance(encoder, Vocabulary | HashedRanks) else None
-    if isinstance(encoder, Numerical) and encoder.table:
+    keys = None
+    if isinstance(encoder, Vocabulary):
+        keys = encoder.known_values
+    elif isinstance(encoder, HashedRanks):
+        keys = encoder.values
+    elif isinstance(encoder, Numerical) and encoder.table:
         keys = encoder.table.keys
     return keys if keys is not None and len(keys) else None
 

@@ -78,7 +78,7 @@ def look_up_table(encoder: Vocabulary | HashedRanks | Numerical) -> tf.lookup.St
         The table, whose default is UNSEEN; None for an encoder without known values.
     """
     if isinstance(encoder, Vocabulary):
-        keys, ids = encoder.values, np.arange(len(encoder.values)) + encoder.first_known_id
+        keys, ids = encoder.known_values, encoder.known_ids
     elif isinstance(encoder, HashedRanks):
         keys, ids = encoder.values, _rank_ids(np.arange(len(encoder.values)) + 1, encoder)
     else:

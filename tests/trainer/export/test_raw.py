@@ -4,6 +4,7 @@ import datetime
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
@@ -26,11 +27,13 @@ from tests.trainer.export.raw_samples import make_layout, sample_rows
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.ports import named_inputs
 from trainer.export.raw import RawEncoding
+from trainer.export.raw_arrays import write_encoders
 from trainer.export.raw_columns import NULL_INTEGER, NotFromRaw, RawInput, RawLayout
 from trainer.export.raw_encoders import RawValues, timestamp_ids
 from trainer.export.raw_hashes import buckets, hash_integers, hash_texts
 from trainer.export.rows import raw_inputs
 from trainer.export.saved_model_folder import load_signatures, write_saved_model
+from trainer.export.served.raw_encoding import RawEncoder
 from trainer.layout import ModelInputs
 
 NAMES, DAYS, TAGS = [f"né {number}" for number in range(20)], [3, -4, 2**60], ["a", "b", "c"]
@@ -143,6 +146,39 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
     with_empty = Vocabulary("who", objects(["", "b"]), np.ones(2, np.int64))
     found = encoded(encoding_of(write_run(tmp_path, encoders=make_encoders() | {"user": with_empty})), GIVEN)
     assert found["user"][:, 0].tolist() == [2, 2, 2, 2, 3]
+
+
+def test_retired_values_are_unseen(tmp_path):
+    """The graph, and Triton's model, give ids that became free to no value."""
+    gaps = {
+        "user": Vocabulary("who", pa.array([NAMES[0], None, "b", None]), np.ones(4, np.int64)),
+        "day": Vocabulary("weekday", pa.array([None, 3, 0]), np.ones(3, np.int64), oov_buckets=2),
+        "tags": Vocabulary("words", pa.array([None, "a"]), np.ones(2, np.int64), is_list=True),
+    }
+    saved = write_run(tmp_path / "run", encoders=make_encoders() | gaps)
+    encoding = encoding_of(saved)
+    given = GIVEN | {
+        "who": objects([[value] for value in (NAMES[0].encode(), NAMES[1].encode(), b"b", b"", b"None")]),
+        "weekday": np.array([[0], [3], [-4], [NULL_INTEGER], [2**60]]),
+        "words": objects([[b"a", b"b"], [b"b", b""], [b"", b""], [b"None", b"a"], [b"a", b""]]),
+    }
+    wanted = {
+        "user": [3, 2, 5, 1, 2],
+        "day": [6, 5, 2 + scalar_hash(-4) % 2, 1, 2 + scalar_hash(2**60) % 2],
+        "tags": [[4, 2, -1], [2, -1, -1], [-1, -1, -1], [2, 4, -1], [4, -1, -1]],
+    }
+    (tmp_path / "encoders").mkdir()
+    write_encoders(tmp_path / "encoders", encoding.layout)
+    for found in (encoded(encoding, given), RawEncoder(tmp_path / "encoders").encode(given)):
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(found[name], np.reshape(values, (5, -1)), err_msg=name)
+    (tmp_path / "export").mkdir()
+    write_saved_model(tmp_path / "export", saved, encoding)
+    predictions = load_signatures(tmp_path / "export")["serving_raw"](given)
+    ids = {name: np.reshape(values, (5, -1)).astype(np.int32) for name, values in wanted.items()}
+    numbers = {name: values for name, values in encoded(encoding, given).items() if name not in ids}
+    for task, values in predicted(saved, ids | numbers).items():
+        np.testing.assert_allclose(predictions[task], values, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
