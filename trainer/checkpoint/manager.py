@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,17 +214,7 @@ class CheckpointManager:
         checkpoint, found = None, b""
         if self._comm.rank == 0:
             checkpoint, facts = self._open(self._config.run.which_checkpoint)
-            saved = vars(facts.identity)
-            changed = [
-                f"{name} was {saved[name]!r} and is {value!r}"
-                for name, value in vars(self._identity()).items()
-                if saved[name] != value
-            ]
-            if changed:
-                raise DataError(
-                    f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
-                    "see the samples that are left. Restore these, or start again in another --model_dir."
-                )
+            self._check_identity(checkpoint, facts.identity)
             if self._step(facts.position) != checkpoint.step:
                 raise NoCheckpointError(
                     f"{checkpoint.path} has step {checkpoint.step}, but its position in the epoch belongs to another"
@@ -358,9 +348,30 @@ class CheckpointManager:
             seed=training.seed,
             global_batch_size=training.global_batch_size,
             train_mapping=self._config.data.train_mapping,
-            training_data=self._train_loader.fingerprint,
+            training_data=self._train_loader.identity,
             negatives=training.negatives,
         )
+
+    def _check_identity(self, checkpoint: Checkpoint, saved: Identity) -> None:
+        """Raises a DataError if the remaining steps of a run would not see the samples that are left."""
+        now = self._identity()
+        if not saved.training_data.is_same(now.training_data):
+            raise DataError(
+                f"{checkpoint.path} was trained on other rows than those of mapping {now.train_mapping!r} in "
+                f"{self._spec.folder}: {saved.training_data.describe()} then, {now.training_data.describe()} now. "
+                "Restore the files of that run to resume it; or train its model further on these rows in a new run, "
+                f"with --warm_start {self._config.data.model_dir} and another --model_dir."
+            )
+        changed = [
+            f"{item.name} was {getattr(saved, item.name)!r} and is {getattr(now, item.name)!r}"
+            for item in fields(Identity)
+            if item.name != "training_data" and getattr(saved, item.name) != getattr(now, item.name)
+        ]
+        if changed:
+            raise DataError(
+                f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
+                "see the samples that are left. Restore these, or start again in another --model_dir."
+            )
 
     @property
     def _train_loader(self) -> ParquetLoader:

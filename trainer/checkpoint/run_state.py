@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from data.loading.identity import DataIdentity
 from data.storage.checksummed_dir import MANIFEST
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.schema import ModelSchema
@@ -67,14 +68,14 @@ class Identity:
 
     Attributes:
         seed, global_batch_size, train_mapping: values of the flags of these names.
-        training_data: fingerprint of the training mapping's files.
+        training_data: what identifies the rows of the training mapping.
         negatives: value of the flag, which decides on the weights of negative samples.
     """
 
     seed: int
     global_batch_size: int
     train_mapping: str
-    training_data: str
+    training_data: DataIdentity
     negatives: str
 
 

@@ -178,7 +178,8 @@ class ModelSchema:
             raise DataError(
                 f"{given} does not describe the features and tasks of {saved}: "
                 f"{'; '.join(differences[:MAX_SHOWN])}{more}. Only their order may differ: use the specification and "
-                "the embedding widths of its training, or another --model_dir or --checkpoint."
+                "the embedding widths of its training, or another --model_dir or --checkpoint. To train its model "
+                "further on other data, start a new run with --warm_start and another --model_dir."
             )
         channels = {
             channel: tuple(feature.name for feature in self.features if feature.channel == channel)
