@@ -23,6 +23,7 @@ import report
 import transcode
 from data.errors import DataError
 from data.files.new_dataset import new_dataset
+from data.loading.identity import DataIdentity
 from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.storage.arrays import ArraySource
@@ -66,7 +67,7 @@ def run_state(data: Path) -> dict[str, Any]:
     """The state that a run saves in its first checkpoint besides arrays."""
     spec, options = FeatureSpec.read(data / "feature_spec.yaml"), parse([*SMALL], 1)
     facts = RunState(
-        identity=Identity(seed=0, global_batch_size=64, train_mapping="train", training_data="0", negatives="weights"),
+        identity=Identity(0, 64, "train", DataIdentity(1, 100, "", ""), "weights"),
         position=Position(steps=1, losses=[0.5]),
         stopping=EarlyStoppingState("auc_roc"),
         schema=ModelSchema.of(spec, embedding_dims(spec)),

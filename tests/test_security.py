@@ -220,7 +220,13 @@ HOSTILE_OPTIONS: dict[str, Any] = {
 
 # State of a run in a checkpoint, besides the model's flags.
 SOUND_STATE: dict[str, Any] = {
-    "identity": {"seed": 0, "global_batch_size": 1, "train_mapping": "train", "training_data": "0", "negatives": ""},
+    "identity": {
+        "seed": 0,
+        "global_batch_size": 1,
+        "train_mapping": "train",
+        "training_data": {"files": 1, "rows": 1, "newest": "", "checksum": ""},
+        "negatives": "",
+    },
     "position": {"epoch": 0, "steps": 1, "losses": [0.5], "is_evaluated": True},
     "stopping": {"metric": "auc_roc", "best": None, "epochs_since_best": 0},
     "schema": {"features": [], "tasks": []},

@@ -5,18 +5,21 @@ import os
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from data.command_line import Parser
 from data.errors import DataError
 from trainer.checkpoint.saved_config import saved_model_flags
+from trainer.checkpoint.starting_model import check_starting_model, flags_of_warm_start, open_starting_model
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.default_paths import DEFAULT_PATHS, default_path
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
-from trainer.recipe import choose
+from trainer.recipe import INHERITED, Choice, choose
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
@@ -68,10 +71,16 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
             raise DataError(f"--ranking_metrics: {error}") from error
     if run.raw and given.get("eval_mapping") is not None:
         raise DataError("--raw files replace the mappings of the dataset: remove --eval_mapping")
+    if run.warm_start is not None:
+        check_starting_model(run.warm_start, given["model_dir"])
+        run = _resumed_or_started(run, given["model_dir"])
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
+    inherited = _inherited(run, given) if reads_checkpoint else []
+    given |= {choice.flag: choice.value for choice in inherited}
     chosen = choose(given) if run.trains and given.get("recipe", "auto") == "auto" else []
     given |= {choice.flag: choice.value for choice in chosen}
+    chosen = [*(choice for choice in inherited if choice.value != _default(choice.flag)), *chosen]
     return Options(
         data=DataOptions(**_of(DataOptions, given)),
         model=model_options(**{name: given[name] for name in model_flags() if name in given}),
@@ -79,6 +88,35 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         run=run,
         reasons={choice.flag: choice.reason for choice in chosen},
     )
+
+
+def _resumed_or_started(run: RunOptions, model_dir: Path) -> RunOptions:
+    """Return the run without --warm_start if it resumes from a checkpoint of its own, else without --use_checkpoint."""
+    is_named = run.checkpoint not in (None, "last", "best")
+    if run.use_checkpoint and (is_named or any(CheckpointStore(model_dir).folder.glob("step-*"))):
+        return replace(run, warm_start=None, warm_start_checkpoint=None)
+    return replace(run, use_checkpoint=False, checkpoint=None)
+
+
+def _inherited(run: RunOptions, given: Mapping[str, Any]) -> list[Choice]:
+    """Return the settings that a warm start takes over from its model, without those that are given.
+
+    A run that resumes after a warm start keeps them, whatever has become of that model.
+
+    Raises:
+        NoCheckpointError: there is no such model.
+    """
+    if run.warm_start is not None:
+        flags = open_starting_model(run.warm_start, run.warm_start_from).flags()
+    elif run.restores and run.trains:
+        flags = flags_of_warm_start(given["model_dir"], run.which_checkpoint)
+    else:
+        return []
+    return [Choice(name, value, INHERITED) for name, value in flags.items() if name not in given]
+
+
+def _default(name: str) -> Any:
+    return (model_flags() | section_flags(TrainingOptions))[name].field.default
 
 
 def _choices(name: str) -> list[str]:

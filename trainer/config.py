@@ -443,6 +443,14 @@ class RunOptions(Section):
     )
     use_checkpoint: bool = option(False, "resume from the last checkpoint in model_dir")
     checkpoint: str | None = option(None, "last, best or a path; default: last for resuming, else best")
+    warm_start: Path | None = option(
+        None,
+        "earlier run (its --model_dir), or model folder, whose weights and optimizer state a new run on other data "
+        "starts from; ignored once --use_checkpoint finds a checkpoint",
+    )
+    warm_start_checkpoint: str | None = option(
+        None, "checkpoint of the run that --warm_start names: last, best or a path; default: last"
+    )
     keep_checkpoints: int = option(2, "newest checkpoints, and newest full ones, to keep besides the best", at_least=1)
     checkpoint_every: str = option(
         "10m",
@@ -503,6 +511,7 @@ class RunOptions(Section):
                 "--importance"
             )
         parse_interval("checkpoint_every", self.checkpoint_every)
+        self._check_warm_start()
         self._check_metrics()
         self._check_importance()
         self._check_predictions()
@@ -552,7 +561,7 @@ class RunOptions(Section):
 
     @property
     def restores(self) -> bool:
-        """Whether the run restores a checkpoint."""
+        """Whether the run restores a checkpoint of its own."""
         return not self.benchmark and (self.use_checkpoint or not self.trains)
 
     @property
@@ -564,6 +573,22 @@ class RunOptions(Section):
     def predictions_path(self) -> Path | None:
         """The predictions file of --predict or --evaluate; None if the run writes none."""
         return self.predict or self.predictions_file
+
+    @property
+    def warm_start_from(self) -> str:
+        """The checkpoint that --warm_start takes of a run."""
+        return self.warm_start_checkpoint or "last"
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start is None:
+            if self.warm_start_checkpoint is not None:
+                raise DataError(
+                    "--warm_start_checkpoint selects a checkpoint of an earlier run: add --warm_start MODEL"
+                )
+            return
+        others = [f"--{name}" for name in ("evaluate", "predict", "importance", "benchmark") if getattr(self, name)]
+        if others:
+            raise DataError(f"--warm_start starts a training run: remove it, or {others[0]}")
 
     def _check_metrics(self) -> None:
         for name in ("ranking_metrics", "slice"):

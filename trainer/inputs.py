@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +31,9 @@ from data.storage.typed_json import read_typed
 from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
+from trainer.checkpoint.starting_model import open_starting_model
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config import Options
+from trainer.config import Options, TrainingOptions, section_flags
 from trainer.embeddings.unseen import UnseenIds, has_reserved_ids
 from trainer.importance_file import FILE as IMPORTANCE_FILE
 from trainer.layout import InputSchema, input_schema
@@ -133,8 +135,12 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         spec = read_spec(data.dataset_path, allow_outside_paths=outside)
     else:
         spec = FeatureSpec.read(path, allow_outside_paths=outside)
-    widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside)
+    earlier = _earlier_schema(config, env, agreed)
+    of_model = None if earlier is None else earlier.widths
+    widths = embedding_dims(spec, data.embedding_sizes_file, allow_outside_paths=outside, of_model=of_model)
     spec = _in_order_of_model(spec, widths, config, env, agreed)
+    if agreed is None and earlier is not None and config.run.warm_start is not None:
+        spec = earlier.ordered(spec)
     config.model.check_labels([label.name for label in spec.labels])
     _check_rows_are_kept(config)
     held_out, mapping = None, data.train_mapping
@@ -182,6 +188,20 @@ def _check_pretrained(spec: FeatureSpec) -> None:
     """Check the columns of the files of pretrained vectors, which only a new model needs."""
     for feature in spec.pretrained:
         VectorFile.open(spec.folder / str(feature.pretrained), [str(feature.of)], feature.dimension)
+
+
+def _earlier_schema(config: Options, env: WorkerEnv, agreed: ModelSchema | None) -> ModelSchema | None:
+    """Return the features and tasks of the model whose embedding widths count, as a warm start has brought them in."""
+    run = config.run
+    if agreed is not None or env.rank != 0:
+        return agreed
+    if run.warm_start is not None:
+        return open_starting_model(run.warm_start, run.warm_start_from).schema
+    if not run.restores:
+        return None
+    store = CheckpointStore(config.data.model_dir, warn=lambda text: None)
+    facts = RunState.of(store.open(run.which_checkpoint, verify=False))
+    return facts.schema if facts.origin.model else None
 
 
 def _in_order_of_model(
@@ -302,13 +322,35 @@ def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv)
         return config, data
     if checks_labels(config):
         _check_labels_for_all(config, data.spec, comm)
-    if not config.run.restores:
+    if not config.run.restores and config.run.warm_start is None:
         return config, data
-    flags = json.loads(comm.broadcast_bytes(json.dumps(vars(config.model)).encode()))
-    config = replace(config, model=model_options(**from_json(flags)))
+    opened_with = config.training
+    config = _flags_of_rank_0(config, comm)
     found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
     schema: ModelSchema = read_typed(ModelSchema, found, "schema")
-    return config, data if schema == data.schema else open_inputs(config, env, schema)
+    is_same = schema == data.schema and config.training == opened_with
+    return config, data if is_same else open_inputs(config, env, schema)
+
+
+def _flags_of_rank_0(config: Options, comm: "Comm") -> Options:
+    """Return the configuration with what only rank 0 knows: the flags of an earlier model, and how the run starts."""
+    run = config.run
+    start = None if run.warm_start is None else str(run.warm_start)
+    own = [vars(config.model), vars(config.training), run.use_checkpoint, start]
+    model, training, resumes, start = json.loads(comm.broadcast_bytes(json.dumps(own).encode()))
+    if run.trains:
+        checkpoint = run.checkpoint if resumes else None
+        model_of = None if start is None else Path(start)
+        run = replace(
+            run, use_checkpoint=resumes, checkpoint=checkpoint, warm_start=model_of, warm_start_checkpoint=None
+        )
+    known = section_flags(TrainingOptions)
+    return replace(
+        config,
+        model=model_options(**from_json(model)),
+        training=TrainingOptions(**{name: known[name].read(value) for name, value in training.items()}),
+        run=run,
+    )
 
 
 def _check_labels_for_all(config: Options, spec: FeatureSpec, comm: "Comm") -> None:

@@ -104,6 +104,8 @@ def _inputs(options: Options, spec: FeatureSpec) -> Iterator[tuple[str, Path | l
         yield "--raw", list(run.raw)
     if data.embedding_sizes_file is not None:
         yield "--embedding_sizes_file", data.embedding_sizes_file
+    if run.warm_start is not None:
+        yield "--warm_start", run.warm_start
     if not run.trains or run.benchmark:
         yield "the checkpoints of --model_dir", data.model_dir / CHECKPOINTS
         yield "the model of --model_dir", data.model_dir / MODEL_FOLDER

@@ -39,6 +39,20 @@ ROWS_PER_ID = 100
 WIDE_DEEP, DOT, MANY_ROWS = "wide_deep", "dot", 10_000_000
 
 
+# The flags of training that `choose` may choose; those of the model are flags of its options.
+CHOSEN = (
+    "global_batch_size",
+    "num_epochs",
+    "early_stopping_patience",
+    "optimizer",
+    "deep_learning_rate",
+    "deep_schedule",
+    "l2_reg_embedding",
+    "output_bias",
+)
+INHERITED = "as in the model that the run starts from"
+
+
 class TrainingData(NamedTuple):
     """What the choices depend on.
 

@@ -208,7 +208,7 @@ class Trainer:
         self.log.start(self._step(position))
         step.running_losses.set(position.losses)
         self._checked_step = self._step(position)
-        inputs = loader.epoch(position.epoch, position.steps, self._prepare)
+        inputs = loader.epoch(self.checkpoints.origin.epochs + position.epoch, position.steps, self._prepare)
         with closing(inputs) as batches:
             for (batch, rows), waited in timed(batches):
                 position.steps += 1
@@ -265,13 +265,14 @@ class Trainer:
         Only the control flags are read in every step. Losses are read when they are logged.
         """
         run, steps_per_epoch = self.config.run, self.data.train_loader.steps_per_epoch
+        done = number - self.checkpoints.origin.steps
         flags = result.control_flags.numpy()  # a synchronization point: waits until the step has ended
         self.log.add_step(number, float(result.waited))
         self.control.beat()
         if self.checkpoints.has_failed():
             self.control.failed()
-        if number % run.log_every == 0 or number == 1 or number % steps_per_epoch == 0:
-            rate = float(self.training.schedule(tf.constant(number)))
+        if number % run.log_every == 0 or done == 1 or done % steps_per_epoch == 0:
+            rate = float(self.training.schedule(tf.constant(done)))
             self.log.record(number, result.losses.numpy(), rate)
             self._check_losses(number if self._started is None else self._started[0])
         return self.control.decide(flags, number)
@@ -316,7 +317,7 @@ class Trainer:
         self.checkpoints.finish()
         # Used as a barrier: a launcher kills all workers as soon as one exits, and rank 0 has been writing until now.
         self.control.any_stop_requested()
-        total = self.data.train_loader.steps_per_epoch * self.config.training.num_epochs
+        total = self._step(Position(self.config.training.num_epochs))
         raise StoppedBySignal(
             f"stopped by a signal after step {self._step(position)} of {total}, which is saved; resume with "
             "--use_checkpoint"
@@ -368,9 +369,15 @@ class Trainer:
         if not self.config.run.use_checkpoint:
             if self.comm.rank == 0 and self.config.training.output_bias == "base_rate":
                 start_at_base_rates(self.config, self.model, self.data.spec)
-            state.share()
+            if self.config.run.warm_start is None:
+                state.share()
+                return Position()
+            for line in self.checkpoints.warm_start(state, self.data.layout, set(self.model.weights_by_name)):
+                self.say(line)
+            self._set_origin()
             return Position()
         facts = self.checkpoints.resume(state)
+        self._set_origin()
         if facts.stopping.metric == stopping.key:
             stopping.state = facts.stopping
         else:
@@ -380,13 +387,21 @@ class Trainer:
                 f"again, and the value to improve on is {stopping.state.best}"
             )
         steps_per_epoch = self.data.train_loader.steps_per_epoch
-        done, total = self._step(facts.position), steps_per_epoch * self.config.training.num_epochs
+        done, total = self._step(facts.position), self._step(Position(self.config.training.num_epochs))
         self.say(f"resuming after step {done} of {total}")
         self._reduce_rate()
         if not self._is_complete(facts.position):
-            for warning in changed_rates(facts.rates, self.config, steps_per_epoch, done):
+            for warning in changed_rates(
+                facts.rates, self.config, steps_per_epoch, facts.position.step(steps_per_epoch)
+            ):
                 self.say(f"warning: {warning}")
         return facts.position
+
+    def _set_origin(self) -> None:
+        """Counts on from what the model has been trained for before this run."""
+        steps = self.checkpoints.origin.steps
+        self.training.step.optimizer.origin.assign(steps)
+        self.log.origin = steps
 
     def _reduce_rate(self) -> None:
         """Sets the learning rate of a plateau schedule by the epochs that have not improved the metric."""
@@ -394,8 +409,8 @@ class Trainer:
             self.training.schedule.reduce(self.stopping.state.epochs_without_improvement)
 
     def _step(self, position: Position) -> int:
-        """Returns the number of steps done in the whole run."""
-        return position.step(self.data.train_loader.steps_per_epoch)
+        """Returns the number of steps that the model has been trained for, before this run and in it."""
+        return self.checkpoints.step(position)
 
     def _is_complete(self, position: Position) -> bool:
         """Returns whether all epochs are trained and evaluated, or early stopping has ended the run."""

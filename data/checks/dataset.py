@@ -281,7 +281,7 @@ def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
     try:
-        metadata, checksums = read_footer(path)
+        metadata, checksums, _ = read_footer(path)
         row_group_rows(metadata)
         opened = open_regular(path)
         file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)

@@ -7,6 +7,7 @@ them:
     pages | uint32 per row group and column | uint32 of the footer | MAGIC | footer | footer length | PAR1
 """
 
+import hashlib
 import os
 import zlib
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +81,22 @@ def add_checksums(path: Path) -> None:
         file.write(np.array([*sums, zlib.crc32(footer)], _SUM).tobytes() + MAGIC + footer)
 
 
-def read_footer(path: Path) -> tuple[pq.FileMetaData, ChunkChecksums | None]:
+class Footer(NamedTuple):
+    """What the end of a parquet file says about it.
+
+    Attributes:
+        metadata: the parsed footer.
+        checksums: checksums of the column chunks; None if the file has none.
+        sha256: SHA-256 checksum, hexadecimal, of the footer and of these checksums. Another content has another one, at
+            least where it is stored with such checksums; elsewhere, where it has other sizes or statistics.
+    """
+
+    metadata: pq.FileMetaData
+    checksums: ChunkChecksums | None
+    sha256: str
+
+
+def read_footer(path: Path) -> Footer:
     """Reads the footer of a file, and its checksums if it has any.
 
     Raises:
@@ -95,11 +111,12 @@ def read_footer(path: Path) -> tuple[pq.FileMetaData, ChunkChecksums | None]:
             raise ValueError("its footer does not match its checksum")
         metadata = pq.read_metadata(arrow_file(file))
         if not has_checksums:
-            return metadata, None
+            return Footer(metadata, None, hashlib.sha256(footer).hexdigest())
         shape = (metadata.num_row_groups, metadata.num_columns)
         length = shape[0] * shape[1] * _SUM.itemsize
-        sums = np.frombuffer(_bytes(file, sum_start - length, length), _SUM).reshape(shape)
-        return metadata, ChunkChecksums(path, metadata, sums)
+        stored = _bytes(file, sum_start - length, length)
+        sums = np.frombuffer(stored, _SUM).reshape(shape)
+        return Footer(metadata, ChunkChecksums(path, metadata, sums), hashlib.sha256(stored + footer).hexdigest())
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:

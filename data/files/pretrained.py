@@ -116,7 +116,7 @@ class VectorFile:
         """
         row = 0
         with _opened(self.path) as file:
-            _, checksums = read_footer(self.path)
+            checksums = read_footer(self.path).checksums
             for group in range(file.num_row_groups):
                 if checksums is not None:
                     checksums.check(group, [self.key, self.vector])
@@ -255,7 +255,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """Opens a parquet file; errors that damage can cause become a DataError."""
     with reading(path, HINT) as file:
         try:
-            metadata, _ = read_footer(path)
+            metadata = read_footer(path).metadata
             # A buffer, because a row group may be larger than the memory.
             with arrow_file(file) as source:
                 options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}

@@ -182,7 +182,7 @@ class ParquetLoader:
             rounded up.
         local_batch_size: rows in each batch of this worker, including padding; the same in every step.
         row_bytes: bytes of a row in a batch; its lists have as many ids as in the row groups with the most ids per row.
-        fingerprint: hash of the file names and row group sizes; if it changes, so does the row order.
+        identity: what identifies the rows and their order.
         truncated: number of lists of ids longer than max_hotness that were cut, by feature, among the rows that
             this worker decoded in its latest epoch.
         out_of_vocabulary: number of ids outside [0, cardinality) that were replaced, by feature, in the batches that
@@ -231,7 +231,7 @@ class ParquetLoader:
         self._global_batch_size = global_batch_size
         self._warned: set[tuple[str, str]] = set()
         self.rows, self.row_bytes = self._reader.rows, self._reader.row_bytes
-        self.fingerprint = self._reader.fingerprint
+        self.identity = self._reader.identity
         self.steps_per_epoch = -(-self.rows // global_batch_size)
         # No larger than a step can be, so that a small mapping is not padded to a huge batch. Unshuffled steps are
         # equally long, so they may be shorter than `global_batch_size`.

@@ -1,7 +1,5 @@
 """Decode the rows of a mapping from parquet, row group by row group."""
 
-import hashlib
-import json
 import math
 import os
 import threading
@@ -20,6 +18,7 @@ from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, read_footer
 from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows, vector_columns
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
+from data.loading.identity import DataIdentity
 from data.loading.lists import Lists, empty_lists, join_columns, join_rows
 from data.spec.columns import ALIGNMENTS
 from data.spec.feature_spec import FeatureSpec
@@ -43,6 +42,7 @@ class ParquetFile:
         schema: Arrow schema of the columns.
         stamp: size in bytes and modification time (ns) when the footer was read.
         checksums: checksums of the column chunks, or None if the file has none.
+        sha256: checksum of the footer and of `checksums`, hexadecimal.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class ParquetFile:
     schema: pa.Schema
     stamp: tuple[int, int]
     checksums: ChunkChecksums | None
+    sha256: str
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
@@ -60,8 +61,8 @@ class ParquetFile:
         """
         try:
             stamp = _stamp(path.stat())
-            metadata, checksums = read_footer(path)
-            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums)
+            metadata, checksums, sha256 = read_footer(path)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums, sha256)
             opened.row_group_rows()
             return opened
         except DataError:
@@ -267,7 +268,7 @@ class ParquetReader:
     Attributes:
         rows: number of rows in the mapping.
         row_group_rows: [row_groups] int64 number of rows of each row group, all positive.
-        fingerprint: hash of the names, the order and the row group sizes of the files.
+        identity: what identifies the rows and their order.
 
     Raises:
         DataError: if a file is missing or damaged, a column is missing or has the wrong type, the column groups
@@ -313,7 +314,7 @@ class ParquetReader:
         # The coarsest division: finer row groups of the others mostly fall within one of them, and are read once.
         coarsest = min(self._groups, key=lambda group: len(group.starts))
         self.row_group_rows, self._row_group_starts = coarsest.sizes, coarsest.starts
-        self.fingerprint = _fingerprint(chunks, chunk_files)
+        self.identity = _identity(chunk_files, self.rows)
 
     @cached_property
     def _bytes_by_list(self) -> dict[str, int]:
@@ -534,12 +535,10 @@ def _common_rows(groups: list[ColumnGroup], mapping: str) -> int:
     return rows[0]
 
 
-def _fingerprint(chunks: Sequence[Chunk], chunk_files: list[list[ParquetFile]]) -> str:
-    described = [
-        [[name, file.row_group_rows()] for name, file in zip(chunk.files, files, strict=True)]
-        for chunk, files in zip(chunks, chunk_files, strict=True)
-    ]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+def _identity(chunk_files: list[list[ParquetFile]], rows: int) -> DataIdentity:
+    newest = max(file.stamp[1] for files in chunk_files for file in files)
+    described = [[(file.row_group_rows(), file.sha256) for file in files] for files in chunk_files]
+    return DataIdentity.of(described, newest, rows)
 
 
 class StoredColumns:

@@ -37,7 +37,7 @@ class PartReader:
         self._part = part
         self.row_group_rows = np.array([len(self._positions(index)) for index in range(len(self._starts))], np.int64)
         self.rows = int(self.row_group_rows.sum())
-        self.fingerprint = f"{reader.fingerprint}, {self.rows} rows of it"
+        self.identity = reader.identity.part(self.rows, part.mask.tobytes(), part.bit)
         self.row_bytes, self.buffer_row_bytes = reader.row_bytes, reader.buffer_row_bytes
         self.list_bytes, self.row_group_bytes = reader.list_bytes, reader.row_group_bytes
         self.widest_list, self.longest_row_group = reader.widest_list, reader.longest_row_group

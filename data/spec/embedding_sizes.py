@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ MAX_SUGGESTIONS = 100
 
 
 def embedding_dims(
-    spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
+    spec: FeatureSpec,
+    sizes_file: Path | None = None,
+    *,
+    allow_outside_paths: bool = False,
+    of_model: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Returns the embedding width of every categorical feature, one-hot, multi-hot, then those of sequences.
 
     A width comes from the first of these sources that has the feature: `sizes_file` (JSON, {feature: width}),
-    `embedding_dim` in the specification, `embedding_sizes.json` in the specification's folder, `default_dim`. A width
+    `embedding_dim` in the specification, `of_model`, `embedding_sizes.json` in the specification's folder,
+    `default_dim`. The model comes before the file, which programs that prepare data write by cardinality. A width
     that is given for one of the features that share a table is that of all of them. Names that are not in the
     specification are ignored (see `unused_widths`).
 
@@ -31,6 +36,7 @@ def embedding_dims(
         spec: a valid specification.
         sizes_file: JSON file given by the user.
         allow_outside_paths: whether `embedding_sizes.json` may be a link that leads out of the folder.
+        of_model: widths of the model that is trained further, by feature; None for a new model.
 
     Raises:
         DataError: A file cannot be read, a width is not an integer in [1, 4096], `sizes_file` names none of the
@@ -45,10 +51,15 @@ def embedding_dims(
             f"{sizes_file}: names none of the categorical features; {widths}, and the features are {there_are}"
         )
     default_file = _read_default_file(spec, allow_outside_paths)
+    stated = {
+        feature.table or feature.name for feature in features if feature.name in explicit or feature.embedding_dim
+    }
+    model = {table: width for table, width in _of_tables(spec, of_model or {}).items() if table not in stated}
     given: dict[str, tuple[int, str]] = {}  # table -> its width, and the feature that it was given for
     for feature in features:
-        width = explicit.get(feature.name) or feature.embedding_dim or default_file.get(feature.name)
         table = feature.table or feature.name
+        width = explicit.get(feature.name) or feature.embedding_dim
+        width = width or model.get(table) or default_file.get(feature.name)
         if width is not None and given.setdefault(table, (width, feature.name))[0] != width:
             other, name = given[table]
             raise DataError(
@@ -60,6 +71,15 @@ def embedding_dims(
         feature.name: given.get(feature.table or feature.name, default)[0] or default_dim(feature.cardinality or 1)
         for feature in features
     }
+
+
+def _of_tables(spec: FeatureSpec, widths: Mapping[str, int]) -> dict[str, int]:
+    """Returns the width of each table that is given for the first of its features that has one."""
+    found: dict[str, int] = {}
+    for feature in spec.categorical:
+        if feature.name in widths:
+            found.setdefault(feature.table or feature.name, widths[feature.name])
+    return found
 
 
 def unused_widths(

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError, LostInputError
+from data.files.parquet import DatasetWriter, read_footer
 from data.loading.batch import Batch, slice_rows
+from data.loading.identity import DataIdentity
 from data.loading.lists import join_rows
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
@@ -184,17 +186,37 @@ def test_a_file_may_have_columns_that_are_not_read(tmp_path):
     check_rows(read_all(ParquetReader(dataset_spec(tmp_path, [(list(FEATURES), ["part_0.parquet"])]), "train")), frame)
 
 
-def test_fingerprint(tmp_path):
-    def fingerprint(layout: list[list[int]], seed: int = 0, reverse: bool = False) -> str:
+def test_identity(tmp_path):
+    def identity(layout: list[list[int]], seed: int = 0, reverse: bool = False, prefix: str = "part") -> DataIdentity:
         table = arrow_table(random_rows(20, seed))
-        names = write_files(tmp_path, "part", table, layout)
+        names = write_files(tmp_path, prefix, table, layout)
+        for at, name in enumerate(names):
+            os.utime(tmp_path / name, (at, at))
         chunk = (list(FEATURES), names[::-1] if reverse else names)
-        return ParquetReader(dataset_spec(tmp_path, [chunk]), "train").fingerprint
+        return ParquetReader(dataset_spec(tmp_path, [chunk]), "train").identity
 
-    first = fingerprint([[10], [10]])
-    assert fingerprint([[10], [10]], seed=1) == first
-    assert len({first, fingerprint([[11], [9]]), fingerprint([[20]]), fingerprint([[5, 5], [10]])}) == 4
-    assert fingerprint([[10], [10]], reverse=True) != first
+    first = identity([[10], [10]])
+    assert (first.files, first.rows, first.newest) == (2, 20, "1970-01-01T00:00:01+00:00")
+    others = [identity(layout) for layout in ([[11], [9]], [[20]], [[5, 5], [10]])]
+    others += [identity([[10], [10]], seed=1), identity([[10], [10]], reverse=True)]
+    assert len({one.checksum for one in (first, *others)}) == 6 and not any(first.is_same(one) for one in others)
+    # Under other names it is the same data.
+    assert first.is_same(identity([[10], [10]], prefix="moved"))
+    assert not first.is_same(first.part(20, b"x", True)) and first.part(5, b"x", True) == first.part(5, b"x", True)
+    assert not first.part(5, b"x", True).is_same(first.part(5, b"y", True))
+
+
+def test_identity_covers_values_that_statistics_do_not_show(tmp_path):
+    """The files of this project have checksums of their column chunks: the same footer does not hide other values."""
+    schema = pa.schema([("user", pa.int64())])
+    found = []
+    for number, values in enumerate(([1, 2, 3, 9], [1, 3, 2, 9])):
+        (folder := tmp_path / str(number)).mkdir()
+        with DatasetWriter(folder, "train", schema) as writer:
+            writer.write(pa.table({"user": values}))
+        found.append(read_footer(folder / "train_0.parquet"))
+    assert found[0].metadata.row_group(0).column(0).statistics == found[1].metadata.row_group(0).column(0).statistics
+    assert found[0].sha256 != found[1].sha256
 
 
 # Mistakes in files and columns, reported when the loader is created.

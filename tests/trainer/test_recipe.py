@@ -185,7 +185,7 @@ def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
     assert "resuming after step" in capfd.readouterr().out
     # The held-out rows are no rows of this run's training data any more.
     assert run("--num_epochs", "4", "--use_checkpoint", "--eval_mapping", "test") == 2
-    assert "training_data was" in capfd.readouterr().err
+    assert "was trained on other rows than those of mapping" in capfd.readouterr().err
     assert run("--evaluate") == 0
     assert "on mapping 'test'" in capfd.readouterr().out
 

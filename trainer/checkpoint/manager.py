@@ -1,9 +1,9 @@
 """Saves a run's checkpoints and model folder, checks whether a checkpoint may be resumed, and restores it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +26,16 @@ from trainer.checkpoint.model_folder import (
     Architecture,
     write_model,
 )
-from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Position, RunState
+from trainer.checkpoint.run_state import EarlyStoppingState, Identity, Origin, Position, RunState
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
+from trainer.checkpoint.starting_model import open_starting_model
 from trainer.checkpoint.state import ChosenRows, TrainState
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
+from trainer.checkpoint.warm_start import WarmSource
 from trainer.comm import Comm
 from trainer.config import Options
 from trainer.embeddings.touched_rows import TouchedRows
+from trainer.layout import InputSchema
 from trainer.logging.log import to_plain, warn
 from trainer.tasks.evaluation import is_better
 from trainer.tasks.logit_map import LogitMap
@@ -68,6 +71,9 @@ class CheckpointManager:
         loader: loader of the training mapping; None if the run does not train.
         logit_maps: what predictions of this run's model apply to its logits, by label.
         touched: the table rows that training has looked up since the last full checkpoint; None if all are full.
+
+    Attributes:
+        origin: what the model has been trained for before this run, known once it is resumed or warm-started.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class CheckpointManager:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
         self._touched = touched
+        self.origin = Origin()
         self._full_step: int | None = None  # of the last full checkpoint of this process, unless a save failed since
         self._saves = 0  # since then, including itself
 
@@ -136,7 +143,7 @@ class CheckpointManager:
             stopping: the state of early stopping.
             chosen: the rows to save of each table, as decided by `rows_to_save`; None for a full checkpoint.
         """
-        step, self._saves = self._step(position), self._saves + 1
+        step, self._saves = self.step(position), self._saves + 1
         if chosen is None:
             self._full_step, self._saves = step, 1
             if self._touched is not None:
@@ -166,7 +173,7 @@ class CheckpointManager:
             best_by: key of the metric that decides which checkpoint is the best.
         """
         if self._comm.rank == 0:
-            amend = partial(self._store.amend, self._step(position), state=self._facts(position, stopping, metrics))
+            amend = partial(self._store.amend, self.step(position), state=self._facts(position, stopping, metrics))
             self._writing = self._writer.submit(self._amend, self._writing, amend, best_by, metrics[best_by])
 
     def _amend(self, saving: Future[Path] | None, amend: Callable[..., Path], key: str, value: float) -> Path:
@@ -214,24 +221,42 @@ class CheckpointManager:
         checkpoint, found = None, b""
         if self._comm.rank == 0:
             checkpoint, facts = self._open(self._config.run.which_checkpoint)
-            saved = vars(facts.identity)
-            changed = [
-                f"{name} was {saved[name]!r} and is {value!r}"
-                for name, value in vars(self._identity()).items()
-                if saved[name] != value
-            ]
-            if changed:
-                raise DataError(
-                    f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
-                    "see the samples that are left. Restore these, or start again in another --model_dir."
-                )
-            if self._step(facts.position) != checkpoint.step:
+            self._check_identity(checkpoint, facts.identity)
+            step = facts.origin.steps + facts.position.step(self._train_loader.steps_per_epoch)
+            if step != checkpoint.step:
                 raise NoCheckpointError(
                     f"{checkpoint.path} has step {checkpoint.step}, but its position in the epoch belongs to another"
                 )
             found = json.dumps(asdict(facts)).encode()
         state.restore(checkpoint)
-        return read_typed(RunState, json.loads(self._comm.broadcast_bytes(found)), "state")
+        resumed: RunState = read_typed(RunState, json.loads(self._comm.broadcast_bytes(found)), "state")
+        self.origin = resumed.origin
+        return resumed
+
+    def warm_start(self, state: TrainState, layout: InputSchema, weights: Collection[str]) -> list[str]:
+        """Overwrites the initial state of a new run with what an earlier model knows, on every worker. A collective.
+
+        Args:
+            state: the state, with initial values.
+            layout: layout of the model's inputs.
+            weights: names of the model's weights.
+
+        Returns:
+            Lines about what is matched and what starts cold; none on other workers than rank 0.
+
+        Raises:
+            NoCheckpointError: there is no intact model.
+            DataError: it has no feature in common with this run's.
+        """
+        source, found, run = None, b"", self._config.run
+        if self._comm.rank == 0 and run.warm_start is not None:
+            model = open_starting_model(run.warm_start, run.warm_start_from, verify=True)
+            shapes = {name: tuple(variable.shape) for name, variable in state.variables.items()}
+            source = WarmSource(model, self._config, self._spec, layout, shapes, weights)
+            found = json.dumps(asdict(model.origin)).encode()
+        state.start_from(source)
+        self.origin = read_typed(Origin, json.loads(self._comm.broadcast_bytes(found)), "origin")
+        return [] if source is None else source.report
 
     def restore_weights(self, weights: TrainState, which: str | None = None) -> Restored:
         """Restores the model's weights on every worker. A collective.
@@ -349,6 +374,7 @@ class CheckpointManager:
             options=self._config.as_dict(),
             metrics=to_plain(metrics),
             logit_maps=self._logit_maps,
+            origin=self.origin,
         )
         return asdict(facts) | {"stopping": to_plain(vars(stopping))}
 
@@ -358,9 +384,30 @@ class CheckpointManager:
             seed=training.seed,
             global_batch_size=training.global_batch_size,
             train_mapping=self._config.data.train_mapping,
-            training_data=self._train_loader.fingerprint,
+            training_data=self._train_loader.identity,
             negatives=training.negatives,
         )
+
+    def _check_identity(self, checkpoint: Checkpoint, saved: Identity) -> None:
+        """Raises a DataError if the remaining steps of a run would not see the samples that are left."""
+        now = self._identity()
+        if not saved.training_data.is_same(now.training_data):
+            raise DataError(
+                f"{checkpoint.path} was trained on other rows than those of mapping {now.train_mapping!r} in "
+                f"{self._spec.folder}: {saved.training_data.describe()} then, {now.training_data.describe()} now. "
+                "Restore the files of that run to resume it; or train its model further on these rows in a new run, "
+                f"with --warm_start {self._config.data.model_dir} and another --model_dir."
+            )
+        changed = [
+            f"{item.name} was {getattr(saved, item.name)!r} and is {getattr(now, item.name)!r}"
+            for item in fields(Identity)
+            if item.name != "training_data" and getattr(saved, item.name) != getattr(now, item.name)
+        ]
+        if changed:
+            raise DataError(
+                f"{checkpoint.path} cannot be resumed: {'; '.join(changed)}. The remaining steps would not "
+                "see the samples that are left. Restore these, or start again in another --model_dir."
+            )
 
     @property
     def _train_loader(self) -> ParquetLoader:
@@ -368,5 +415,6 @@ class CheckpointManager:
             raise ValueError("this run does not train")
         return self._loader
 
-    def _step(self, position: Position) -> int:
-        return position.step(self._train_loader.steps_per_epoch)
+    def step(self, position: Position) -> int:
+        """Returns the number of steps that the model has been trained for at a position of the run."""
+        return self.origin.steps + position.step(self._train_loader.steps_per_epoch)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from data.loading.identity import DataIdentity
 from data.storage.checksummed_dir import MANIFEST
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.schema import ModelSchema
@@ -30,7 +31,7 @@ class Position:
     is_evaluated: bool = True
 
     def step(self, steps_per_epoch: int) -> int:
-        """Returns the number of steps done in the whole run."""
+        """Returns the number of steps done in the run."""
         return self.epoch * steps_per_epoch + self.steps
 
     @property
@@ -42,6 +43,24 @@ class Position:
     def mean_losses(self) -> list[float]:
         """Each task's mean loss over the epoch so far."""
         return [loss / max(1, self.steps) for loss in self.losses]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the model of a run had been trained for before the run: nothing, unless it is a warm start.
+
+    Steps are numbered on from there, and so are the epochs that the order of the rows depends on. Epochs and steps of
+    the run itself, which the learning-rate schedule follows, count from 0.
+
+    Attributes:
+        steps: number of steps.
+        epochs: number of epochs.
+        model: the model that the run has started from; "" without a warm start.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    model: str = ""
 
 
 @dataclass
@@ -67,14 +86,14 @@ class Identity:
 
     Attributes:
         seed, global_batch_size, train_mapping: values of the flags of these names.
-        training_data: fingerprint of the training mapping's files.
+        training_data: what identifies the rows of the training mapping.
         negatives: value of the flag, which decides on the weights of negative samples.
     """
 
     seed: int
     global_batch_size: int
     train_mapping: str
-    training_data: str
+    training_data: DataIdentity
     negatives: str
 
 
@@ -101,6 +120,7 @@ class RunState:
         options: the run's flags; `trainer.checkpoint.saved_config` checks those of the model.
         metrics: metrics of the evaluation recorded in the checkpoint, None where undefined; empty without one.
         logit_maps: what predictions apply to the network's logits, by label; only labels where it changes something.
+        origin: what the model had been trained for before the run.
     """
 
     identity: Identity
@@ -110,6 +130,7 @@ class RunState:
     options: dict[str, Any]
     metrics: dict[str, float | None]
     logit_maps: dict[str, LogitMap]
+    origin: Origin = Origin()
 
     @property
     def rates(self) -> SavedRates:

@@ -4,12 +4,24 @@ In the weights, features and tasks are identified by position alone. A checkpoin
 was trained with, and the model is built in that order when it is restored, whatever the order of the specification.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import INPUT_CHANNELS, LABEL, MULTIHOT, VECTOR, Encoder, Feature, FeatureSequence, Order
+from data.spec.features import (
+    CHANNELS,
+    INPUT_CHANNELS,
+    LABEL,
+    MULTIHOT,
+    SEQUENCE,
+    VECTOR,
+    Encoder,
+    Feature,
+    FeatureSequence,
+    Order,
+)
 
 MAX_HOTNESS, WIDTH = "max_hotness", "width"
 MAX_SHOWN = 5
@@ -148,6 +160,59 @@ class ModelSchema:
         ]
         return cls(tuple(features), tuple(tasks), tuple(sequences))
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The embedding width of each categorical feature."""
+        return {entry.name: entry.width for entry in self.features if entry.width is not None}
+
+    def spec(self) -> FeatureSpec:
+        """Returns a specification of these features and tasks, without data files."""
+        features = {
+            entry.name: Feature(
+                name=entry.name,
+                dtype=entry.dtype,
+                cardinality=entry.cardinality,
+                max_hotness=entry.max_hotness,
+                weights=entry.weights,
+                combiner=entry.combiner,  # type: ignore[arg-type]
+                dimension=entry.dimension,
+                pretrained=None if entry.of is None else entry.name,
+                of=entry.of,
+                trained=bool(entry.trained),
+                table=entry.table,
+                wide=entry.wide or "too",  # type: ignore[arg-type]
+                serve=entry.serve,
+            )
+            for entry in self.features
+        }
+        features |= {
+            task.name: Feature(name=task.name, task=task.task, cardinality=task.classes, given=task.given)
+            for task in self.tasks
+        }
+        features |= {entry.weights: Feature(name=entry.weights) for entry in self.features if entry.weights}
+        sequences = tuple(
+            FeatureSequence(own.name, own.features, own.target, own.encoder, own.order, own.max_hotness)
+            for own in self.sequences
+        )
+        channels: dict[str, tuple[str, ...]] = dict.fromkeys(CHANNELS, ())
+        for channel in INPUT_CHANNELS:
+            channels[channel] = tuple(entry.name for entry in self.features if entry.channel == channel)
+        channels[LABEL] = tuple(task.name for task in self.tasks)
+        return FeatureSpec(Path(), features, {}, channels, {}, sequences)
+
+    def ordered(self, spec: FeatureSpec) -> FeatureSpec:
+        """Reorders the channels and sequences of a specification: what this schema has comes first, in its order."""
+        names = [*(entry.name for entry in self.features), *(task.name for task in self.tasks)]
+        own = {sequence.name: sequence for sequence in self.sequences}
+        sequences = sorted(spec.sequences, key=lambda one: list(own).index(one.name) if one.name in own else len(own))
+        sequences = [
+            replace(one, features=_known_first(own[one.name].features, one.features)) if one.name in own else one
+            for one in sequences
+        ]
+        channels = {channel: _known_first(names, listed) for channel, listed in spec.channels.items()}
+        channels[SEQUENCE] = tuple(name for sequence in sequences for name in sequence.features)
+        return replace(spec, channels=channels, sequences=tuple(sequences))
+
     def arrange(
         self, spec: FeatureSpec, widths: Mapping[str, int], saved: str, given: str, ignoring: Collection[str] = ()
     ) -> FeatureSpec:
@@ -178,7 +243,8 @@ class ModelSchema:
             raise DataError(
                 f"{given} does not describe the features and tasks of {saved}: "
                 f"{'; '.join(differences[:MAX_SHOWN])}{more}. Only their order may differ: use the specification and "
-                "the embedding widths of its training, or another --model_dir or --checkpoint."
+                "the embedding widths of its training, or another --model_dir or --checkpoint. To train its model "
+                "further on other data, start a new run with --warm_start and another --model_dir."
             )
         channels = {
             channel: tuple(feature.name for feature in self.features if feature.channel == channel)
@@ -194,6 +260,11 @@ class ModelSchema:
             name: replace(spec.features[name], max_hotness=own.length) for own in sequences for name in own.features
         }
         return replace(spec, features=spec.features | lengths, channels=spec.channels | channels, sequences=sequences)
+
+
+def _known_first(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names reordered: those that are known in the order of `known`, then the others."""
+    return (*(name for name in known if name in names), *(name for name in names if name not in known))
 
 
 def _differences(what: str, saved: Entries, given: Entries, ignoring: Collection[str]) -> list[str]:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from itertools import repeat
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +15,24 @@ from data.storage.arrays import ArraySource, row_ranges
 from data.storage.checksummed_dir import ChecksummedDir
 from trainer.comm import Comm, SingleWorker
 from trainer.logging.progress import byte_progress
+from trainer.optimizers.optimizer import AVERAGE
 from trainer.variables import TableRows, assign_rows, rows_of
 
 # Key of tables (see `TableRows`) -> ascending numbers of some of their rows, [n] int64.
 ChosenRows: TypeAlias = Mapping[str, np.ndarray]
+
+
+class RowSource(Protocol):
+    """Gives variables their values, block by block."""
+
+    def read(self, name: str, start: int, stop: int, initial: np.ndarray) -> np.ndarray:
+        """Returns rows start to stop of a variable, or all of it if it is a scalar.
+
+        Args:
+            name: name of the variable.
+            start, stop: the rows.
+            initial: the rows before; of an average, those of its weight, which has its values already.
+        """
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,44 @@ class TrainState:
             self._restore_replicated(checkpoint)
         self.share()
         for name in self.sharded:
-            self._restore_sharded(name, checkpoint)
+            self._fill_sharded(name, repeat(None) if checkpoint is None else checkpoint.blocks(name))
+
+    def start_from(self, source: RowSource | None) -> None:
+        """Overwrites the variables of all workers, block by block, with what a source makes of them. A collective.
+
+        Args:
+            source: on rank 0, what gives each block its values; None on the other workers.
+        """
+        # Averages last: those of new rows begin with the weights.
+        for name in sorted(self.variables, key=lambda name: name.endswith(f".{AVERAGE}")):
+            initial = self._own_or_weight(name)
+            blocks = row_ranges(_shape(self.variables[name], None), _dtype(self.variables[name]))
+            if name in self.sharded:
+                before = zip(blocks, self._sharded_blocks(self.sharded[initial], None), strict=True)
+                self._fill_sharded(
+                    name, (source.read(name, *block, rows) if source is not None else None for block, rows in before)
+                )
+            elif source is not None:
+                self._fill_replicated(name, initial, blocks, source)
+        self.share()
+
+    def _own_or_weight(self, name: str) -> str:
+        """Returns the name of what a variable begins with: an average with its weight, others with themselves."""
+        weight = name.removesuffix(f".{AVERAGE}")
+        return weight if weight in self.variables and weight != name else name
+
+    def _fill_replicated(self, name: str, initial: str, blocks: list[tuple[int, int]], source: RowSource) -> None:
+        variable, rows = _rows_in(self.variables[name])
+        first = 0 if rows is None else rows.start
+        own, own_rows = _rows_in(self.variables[initial])
+        own_first = 0 if own_rows is None else own_rows.start
+
+        def fill(block: tuple[int, int]) -> None:
+            start, stop = block
+            before = own.read_value() if own_rows is None else rows_of(own, own_first + start, own_first + stop)
+            assign_rows(variable, first + start, source.read(name, start, stop, before.numpy()))
+
+        in_parallel(fill, blocks)
 
     def share(self) -> None:
         """Overwrites all but the sharded variables with rank 0's values. A collective."""
@@ -160,15 +212,20 @@ class TrainState:
 
             in_parallel(read, blocks)
 
-    def _restore_sharded(self, name: str, checkpoint: ChecksummedDir | None) -> None:
-        blocks = None if checkpoint is None else checkpoint.blocks(name)
+    def _fill_sharded(self, name: str, blocks: Iterator[np.ndarray | None]) -> None:
+        """Sends the blocks of a sharded table from rank 0 to the workers that hold their rows. A collective.
+
+        Args:
+            name: name of the table.
+            blocks: on rank 0 its rows, in blocks of `row_ranges`; None for each of them on the other workers.
+        """
         table, size = self.sharded[name], self.comm.size
         for start, stop in row_ranges(table.shape, _dtype(table)):
             sent, counts = np.empty((0, *table.shape[1:]), table.dtype.as_numpy_dtype), [0] * size
             # Rank 0 alone sends: each block's rows, grouped by the worker that owns them.
-            if blocks is not None:
+            if (block := next(blocks)) is not None:
                 owners = self._owners(table, np.arange(start, stop))
-                sent = next(blocks)[np.argsort(owners, kind="stable")]
+                sent = block[np.argsort(owners, kind="stable")]
                 counts = np.bincount(owners, minlength=size).tolist()
             own = table.own(start, stop)
             assign_rows(table.variable, own.start, self.comm.exchange_rows(sent, counts))

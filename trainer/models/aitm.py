@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config import option
 from trainer.lazy import tf
+from trainer.models.axes import Axes, Names, stack_axes, tower_axes
 from trainer.models.lazy import layers
 from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
@@ -44,6 +45,18 @@ class Aitm(Network):
 
     options_class = AitmOptions
     options: AitmOptions
+
+    @classmethod
+    def axes(cls, options: AitmOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
+        """Returns the names along the axes of all layers, and those of the tasks that the transfers are between."""
+        names = tuple(task.name for task in tasks)
+        found = stack_axes("bottoms", len(options.expert_hidden_units), names, inputs)
+        for task, above in chain_of(tasks):
+            if above is not None:
+                pair = f"from {names[above]} to {names[task]}"
+                found[f"hand_on_{task + 1}"] = Axes(key=f"hand_on {pair}")
+                found[f"attention_{task + 1}"] = Axes(key=f"attention {pair}", stacked=True)
+        return found | tower_axes("towers", tasks, [options.tower_units(name) for name in names])
 
     def build(self) -> None:
         """Creates a bottom perceptron per task, the transfers along the chain, and the towers."""

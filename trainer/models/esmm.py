@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainer.lazy import tf
+from trainer.models.axes import Axes, Names, tower_axes
 from trainer.models.lazy import layers
 from trainer.models.multitask import MultiTaskOptions
 from trainer.models.network import Network
+from trainer.tasks.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +29,12 @@ class Esmm(Network):
     options_class = MultiTaskOptions
     options: MultiTaskOptions
     trains_joint_probabilities = True
+
+    @classmethod
+    def axes(cls, options: MultiTaskOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
+        """Returns the names along the axes of the towers, which are those of the tasks."""
+        units = [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in tasks]
+        return tower_axes("towers", tasks, units, inputs)
 
     def build(self) -> None:
         """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""

@@ -21,8 +21,10 @@ from data.errors import DataError
 from data.spec.yaml_reader import read_yaml
 from trainer.config import ModelOptions, Units, option
 from trainer.lazy import tf
+from trainer.models.axes import Axes, Names, stack_axes, tower_axes
 from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
+from trainer.tasks.task import Task
 
 if TYPE_CHECKING:
     import keras
@@ -163,6 +165,16 @@ def levels_of(options: ExpertOptions, tasks: int) -> list[Level]:
     ]
 
 
+def _level_names(options: ExpertOptions, tasks: Names, level: Level) -> tuple[Names, Names]:
+    """Returns the names of the gates and of the experts of a level: by task, or by number if they serve all."""
+    gates, experts = level.readable.shape
+    owned = [f"{task}/{number}" for task in tasks for number in range(options.num_task_experts)]
+    of_experts = owned if options.model in ("cgc", "ple") else []
+    of_experts += [f"shared/{number}" for number in range(experts - len(of_experts))]
+    of_gates = ("all",) if options.model in ("shared_bottom", "omoe") else (*tasks, "shared")[:gates]
+    return of_gates, tuple(of_experts)
+
+
 class LevelState(NamedTuple):
     """Outputs of a level for one batch.
 
@@ -187,6 +199,20 @@ class MultiTask(Network):
 
     options_class = ExpertOptions
     options: ExpertOptions
+
+    @classmethod
+    def axes(cls, options: ExpertOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
+        """Returns the names along the axes of experts, gates and towers."""
+        names = tuple(task.name for task in tasks)
+        found: dict[str, Axes] = {}
+        for number, level in enumerate(levels_of(options, len(tasks)), start=1):
+            gates, experts = _level_names(options, names, level)
+            x = inputs if number == 1 else None
+            found |= stack_axes(f"experts_{number}", len(options.expert_hidden_units), experts, x)
+            hidden = len(options.gate_hidden_units)
+            found |= stack_axes(f"gates_{number}/hidden", hidden, gates, x)
+            found[f"gates_{number}/linear"] = Axes(stacks=gates, inputs=None if hidden else x, units=experts)
+        return found | tower_axes("towers", tasks, [options.tower_units(name) for name in names])
 
     def build(self) -> None:
         """Creates the experts and gates of each level, and the towers."""

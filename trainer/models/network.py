@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.config import ModelOptions
 from trainer.lazy import tf
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from trainer.models.axes import Axes, Names
     from trainer.models.step_context import StepContext
 
 
@@ -47,6 +48,20 @@ class Network:
     options_class: ClassVar[type[ModelOptions]] = ModelOptions
     trains_joint_probabilities: ClassVar[bool] = False
     options: ModelOptions
+
+    @classmethod
+    def axes(cls, options: Any, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
+        """Returns what the axes of the network's weights stand for, by layer (see `trainer.models.axes`).
+
+        A warm start matches weights by it. Without it, as here, all weights start cold where features or tasks have
+        been added, removed or reordered.
+
+        Args:
+            options: the model's flags, an instance of `options_class`.
+            tasks: prediction tasks.
+            inputs: the names of the columns of the network's input.
+        """
+        return {}
 
     def __init__(self, options: ModelOptions, tasks: Sequence[Task], dense_config: layers.DenseConfig):
         self.options, self.tasks, self.dense_config = options, tuple(tasks), dense_config

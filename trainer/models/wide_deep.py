@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.config import ModelOptions, Units, option
 from trainer.lazy import tf
+from trainer.models.axes import Axes, Names, output_names
 from trainer.models.lazy import layers
 from trainer.models.network import Network, count_weights
+from trainer.tasks.task import Task
 
 if TYPE_CHECKING:
     import keras
@@ -48,6 +50,11 @@ class WideDeep(Network):
 
     options_class = WideDeepOptions
     options: WideDeepOptions
+
+    @classmethod
+    def axes(cls, options: WideDeepOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
+        """Returns the names along the axes of the first hidden layer and of the head."""
+        return {"hidden/layer_1": Axes(inputs=inputs), "head": Axes(units=output_names(tasks))}
 
     def build(self) -> None:
         """Creates the hidden layers and a linear head for all tasks."""

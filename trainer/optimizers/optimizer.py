@@ -27,7 +27,7 @@ class ParameterGroup:
 
     Attributes:
         rule: the update rule.
-        schedule: step, counted from 1 -> learning rate.
+        schedule: step after the optimizer's origin, counted from 1 -> learning rate.
         weights: name -> variable of the weights that are updated as a whole in every step.
         tables: name -> variable of the embedding tables, of which only rows with a gradient are updated.
         l2: name -> factor of the sum of squares added to the loss; 0 for names that are missing. It acts through the
@@ -63,6 +63,7 @@ class Optimizer:
     Attributes:
         weights: name -> variable of the dense weights of all groups.
         tables: name -> variable of the embedding tables of all groups.
+        origin: number of steps after which the schedules begin, scalar float32 variable.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Optimizer:
         self.tables = {name: table for group in groups for name, table in group.tables.items()}
         self._groups = {name: group for group in groups for name in (*group.weights, *group.tables)}
         self._average = average
+        self.origin = tf.Variable(0.0, trainable=False)
         self._schedules = [(group.schedule, [*group.weights, *group.tables]) for group in groups]
         self._update_densely = tf.function(self._update_whole, autograph=False, jit_compile=compiled)
         variables = self.weights | self.tables
@@ -163,7 +165,7 @@ class Optimizer:
         now = tf.cast(step, tf.float32)
         rates: dict[str, tf.Tensor] = {}
         for schedule, names in self._schedules:
-            rates |= dict.fromkeys(names, schedule(step))
+            rates |= dict.fromkeys(names, schedule(now - self.origin))
         for name, gradient in gradients.items():
             update = self._update_table if name in self.tables else self._update_weight
             update(name, gradient, now, rates[name])

@@ -43,7 +43,7 @@ class TuningRequest:
         workers: number of workers of a trial.
         metric: logged key of the metric to improve: the one that decides which checkpoint of a run is the best.
         direction: where this metric moves as a model gets better, LARGER or SMALLER.
-        data: fingerprints of the files that are trained on and evaluated.
+        data: checksums that identify the rows that are trained on and evaluated.
     """
 
     searches: tuple[Search, ...]
@@ -96,7 +96,7 @@ def check_request(searches: Sequence[Search], flags: Sequence[str], workers: int
     inputs = open_inputs(config, WorkerEnv(size=workers, local_size=workers))
     _check_mapping(config, inputs)
     key, direction = _main_metric(config, inputs)
-    data = inputs.train_loader.fingerprint, inputs.eval_loader.fingerprint
+    data = inputs.train_loader.identity.checksum, inputs.eval_loader.identity.checksum
     return TuningRequest(tuple(searches), tuple(flags), workers, key, direction, data)
 
 
