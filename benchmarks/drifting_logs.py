@@ -12,13 +12,14 @@ USERS, ITEMS, LATENT = 3_000, 1_000, 4
 REPLACED = 0.2
 SPECIFICATION = {
     "feature_spec": {
-        "user": {"dtype": "str"},
-        "item": {"dtype": "str"},
+        "user": {"dtype": "string"},
+        "item": {"dtype": "string"},
         "hour": {"dtype": "int64", "cardinality": 24, "encode": "identity"},
         "price": {"dtype": "float32"},
         "click": {},
     },
-    "source_spec": {"train": [{"type": "csv", "files": ["logs.csv"], "header": True}]},
+    "source_spec": {"logs": [{"type": "csv", "files": ["logs.csv"], "header": True}]},
+    "split": {"from": "logs", "random": {"test": 0.05}},
     "channel_spec": {
         "onehot_categorical": ["user", "item", "hour"],
         "numerical": ["price"],

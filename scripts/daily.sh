@@ -70,15 +70,13 @@ preprocess() { # OUTPUT, FLAG ...   A dataset appears whole or not at all.
   if [ ! -e "$output/feature_spec.yaml" ]; then python "$root/preprocess.py" "$@" --output "$output"; fi
 }
 
-model() { # FLAG ...
-  local launcher=()
-  if [ "$workers" -gt 1 ]; then launcher=(horovodrun -np "$workers" sh "$root/hvd_wrapper.sh"); fi
-  "${before[@]}" "${launcher[@]}" "$(command -v python)" "$root/main.py" "$@"
-}
+# What starts main.py.
+main=("$(command -v python)" "$root/main.py")
+if [ "$workers" -gt 1 ]; then main=(horovodrun -np "$workers" sh "$root/hvd_wrapper.sh" "${main[@]}"); fi
 
 evaluate() { # MODEL_DIR, DATASET, RESULTS_DIR
   if [ ! -e "$3/metrics.json" ]; then
-    before=() model --evaluate --eval_mapping test --model_dir "$1" --dataset_path "$2" --results_dir "$3"
+    "${main[@]}" --evaluate --eval_mapping test --model_dir "$1" --dataset_path "$2" --results_dir "$3"
   fi
 }
 
@@ -93,8 +91,9 @@ fi
 step "training${previous:+ from the model of $(basename "$previous")}"
 warm=()
 if [ -n "$previous" ]; then warm=(--warm_start "$previous/model"); fi
-before=(python "$root/supervise.py" --) # resumes from the last checkpoint
-model --dataset_path "$own/data" --model_dir "$own/model" --results_dir "$own/results" "${warm[@]}" "$@"
+# Resumes from the last checkpoint, if there is one.
+python "$root/supervise.py" -- "${main[@]}" --dataset_path "$own/data" --model_dir "$own/model" --results_dir "$own/results" \
+  "${warm[@]}" "$@"
 
 step "evaluating on $following"
 preprocess "$own/next" --workflow "$own/data/workflow" --input "$following"
