@@ -74,9 +74,10 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
     """
     tasks = tasks_of(data.spec)
     shards = _shards(config, data.layout, sum(task.width for task in tasks), comm)
-    if on_gpu():  # whose memory is not known before TensorFlow is imported
+    device_bytes = gpu_memory() if on_gpu() else None  # which is not known before TensorFlow is imported
+    if device_bytes is not None:
         launch = read_worker_env(os.environ)
-        check_devices(data.size(config), launch, sharded=shards is not None, device_bytes=gpu_memory())
+        check_devices(data.size(config), launch, sharded=shards is not None, device_bytes=device_bytes)
     return build_model(
         config.model,
         data.layout,

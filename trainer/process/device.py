@@ -34,14 +34,16 @@ def on_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
-def gpu_memory() -> int:
+def gpu_memory() -> int | None:
     """Returns the bytes that TensorFlow may allocate on this process's GPU, of which it leaves some to other libraries.
 
+    None if TensorFlow has no GPU, as where a program only builds what it would build for one.
     Initializes the GPU, which ends the time to configure it.
     """
     from tensorflow.python.client.device_lib import list_local_devices  # TensorFlow has no public function for it
 
-    return min(device.memory_limit for device in list_local_devices() if device.device_type == "GPU")
+    limits = [device.memory_limit for device in list_local_devices() if device.device_type == "GPU"]
+    return min(limits, default=None)
 
 
 def compiles_passes(xla: bool) -> bool:
