@@ -29,6 +29,8 @@ from trainer.lifecycle.records import JOB_VARIABLE, PEER_GONE, WorkerRecord
 from trainer.lifecycle.run_lock import FolderInUse, RunLock
 from trainer.lifecycle.signals import StopRequest
 from trainer.logging.log import warn
+from trainer.memory_needed import describe_memory
+from trainer.model_size import may_use_gpu
 from trainer.process.startup import import_tensorflow, quick_imports, robust_stdio
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.raw_rows import check_raw, encode_for_all, encoded_rows, on_encoded
@@ -141,6 +143,8 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
         print(f"data: {read}  checkpoints: {folders.model_dir}  results: {folders.results_dir}", flush=True)
         for line in describe_choices(config):
             print(line, flush=True)
+        if data.memory is not None:
+            print(describe_memory(data.memory, env.size, on_gpu=may_use_gpu(config.training.cpu)), flush=True)
         for text in warnings:
             warn(text)
 

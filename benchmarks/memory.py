@@ -1,22 +1,12 @@
-"""The memory of a training process over what it cannot do without: one JSON line.
+"""Measured peaks of memory over the estimate that main.py prints at its start: a JSON line per configuration.
 
-    python -m benchmarks.memory [--batch 16384] [--batches 8] [--flags FLAG ...]
+    python -m benchmarks.memory [NAME ...]
 
-A process of its own runs main.py on Outbrain's 29 features: two epochs of --batches steps of the default Wide & Deep,
-each with a checkpoint and an evaluation, then the model folder. Its peak resident set size, as Linux counts it,
-stands over
-
-    needed = weights + optimizer state + activations + 1.2 GB for TensorFlow
-
-    weights          4 bytes * (sum over tables of cardinality * width + sum over dense layers of (inputs + 1) * outputs
-                     + wide part: sum of cardinalities + numerical features + 1)
-    optimizer state  the deep part's RMSprop has one slot per weight, the wide part's FTRL two, and every table the
-                     step at which each of its rows was last touched: 4 bytes each
-    activations      4 bytes * batch * (ids' rows: sum of hotness * width; the input of the first layer; one value per
-                     hidden unit, after relu and dropout), what the backward pass of a float32 step reads
-
-Not in the formula, and so in what the ratio allows for: gradients, the loader's buffers, what evaluation and checkpoint
-hold, and what the allocator keeps.
+Each configuration is a run of main.py in a process of its own on random rows: two epochs of a few steps, each with a
+checkpoint and an evaluation, then the model folder; or the evaluation of a checkpoint. They differ in what takes most
+of the memory. `peak_gb` is the peak resident set size as Linux counts it, of several workers that of the largest one;
+`estimated_gb` the sum of `trainer.memory_needed` for the same flags, `parts_gb` what it consists of, and `ratio` the
+peak over the estimate. The last line has the largest deviation of a ratio from 1.
 """
 
 import argparse
@@ -24,87 +14,174 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks.harness import ROOT, parser_of, report
-from benchmarks.synthetic_rows import write_rows
-from data.spec.embedding_sizes import embedding_dims
+from benchmarks.harness import ROOT, Line, report
+from benchmarks.synthetic_rows import write_mapping, write_rows, write_sequences
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse
-from trainer.layout import InputSchema, input_schema
+from trainer.inputs import open_inputs
+from trainer.process.worker_env import WorkerEnv
 
-TENSORFLOW_GB = 1.2
+SHORT = ["--recipe", "published", "--cpu", "--num_epochs", "2"]
 
 
-def needed_gb(layout: InputSchema, batch: int, hidden: tuple[int, ...]) -> dict[str, float]:
-    """The parts of the formula above, in GB."""
-    tables = sum(table.rows * table.width for table in layout.tables)
-    table_rows = sum(table.rows for table in layout.tables)
-    widths = (layout.width, *hidden, 1)
-    dense = float(np.dot(np.array(widths[:-1]) + 1, widths[1:]))
-    wide = sum(table.rows for table in layout.wide_tables(1)) + len(layout.numerical) + 1
-    looked_up = sum(columns.hotness * columns.width for columns in layout.categorical)
-    values = {
-        "weights_gb": tables + dense + wide,
-        "optimizer_gb": tables + dense + table_rows + 2 * wide,
-        "activations_gb": batch * (looked_up + widths[0] + sum(hidden)),
+class Case(NamedTuple):
+    """A configuration.
+
+    Attributes:
+        write: writes its dataset into a folder.
+        flags: flags of main.py.
+        workers: number of workers.
+        evaluates: whether the evaluation of its checkpoint is measured, not the training.
+    """
+
+    write: Callable[[Path], FeatureSpec]
+    flags: str
+    workers: int = 1
+    evaluates: bool = False
+
+
+def _batches(rows: int) -> str:
+    return f"--global_batch_size {rows} --eval_batch_size {rows}"
+
+
+def write_features(
+    folder: Path, rows: int, features: dict[str, Any], labels: tuple[str, ...], test_rows: int = 0
+) -> FeatureSpec:
+    """Write a dataset of categorical features; with `test_rows` the mapping test is another one, with groups."""
+    described: dict[str, Any] = {name: {"dtype": "float32"} for name in labels}
+    described |= {name: {"dtype": "int32"} | own for name, own in features.items()}
+    lists = [name for name, own in features.items() if "max_hotness" in own]
+    channels = {
+        "onehot_categorical": [name for name in features if name not in lists],
+        "multihot_categorical": lists,
+        "label": list(labels),
     }
-    return {name: 4e-9 * count for name, count in values.items()} | {"tensorflow_gb": TENSORFLOW_GB}
+    train = {"type": "csv", "features": list(described), "files": ["rows.csv"]}
+    test = dict(train)
+    if test_rows:
+        described["group"], channels["map"] = {"dtype": "int64"}, ["group"]
+        test["features"] = list(described)
+    sources = {"train": [train], "test": [test]}
+    document = {"feature_spec": described, "channel_spec": channels, "source_spec": sources}
+    spec = FeatureSpec.from_dict(document, folder)
+    chunks = {"train": write_mapping(spec, "train", rows)}
+    chunks["test"] = write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
+    spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
+    spec.write(folder / "feature_spec.yaml")
+    return spec
 
 
-def peak_gb(folder: Path, flags: list[str]) -> float:
-    """Peak resident set size of main.py on the dataset in a folder."""
-    paths = [
-        "--dataset_path",
-        str(folder),
-        "--model_dir",
-        str(folder / "model"),
-        "--results_dir",
-        str(folder / "results"),
-        "--recipe",
-        "published",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *paths, *flags],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    errors = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"main.py ended with {process.returncode}: {errors[-2000:]}")
-    return usage.ru_maxrss * 1024 / 1e9
+def _named(count: int, **feature: int) -> dict[str, Any]:
+    return {f"c{number}": feature for number in range(count)}
 
 
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    batch = arguments.batch
-    sizes = ["--global_batch_size", str(batch), "--eval_batch_size", str(batch), "--num_epochs", "2"]
-    flags = [*sizes, *arguments.flags]
-    spec: FeatureSpec = write_rows(folder, batch * arguments.batches)
-    layout = input_schema(spec, embedding_dims(spec, None))
-    needed = needed_gb(layout, batch, parse([*flags, "--recipe", "published"], 1).model.deep_hidden_units)
-    peak = peak_gb(folder, flags)
+CASES = {
+    "published model": Case(lambda folder: write_rows(folder, 4 * 16_384), _batches(16_384)),
+    "large tables": Case(
+        lambda folder: write_rows(folder, 8 * 8192, growth=2), f"{_batches(8192)} --deep_hidden_units 128 64"
+    ),
+    "large batch": Case(
+        lambda folder: write_rows(folder, 3 * 65_536, cardinality=1000, width_divisor=4),
+        f"{_batches(65_536)} --deep_hidden_units 1024 512 512",
+    ),
+    "MMoE, three tasks": Case(
+        lambda folder: write_features(
+            folder, 4 * 32_768, _named(16, cardinality=10_000, embedding_dim=16), ("click", "buy", "like")
+        ),
+        f"{_batches(32_768)} --model mmoe",
+    ),
+    "DIN over 50 steps": Case(
+        lambda folder: write_sequences(folder, 4 * 4096, 25), f"{_batches(4096)} --deep_hidden_units 256 128"
+    ),
+    "20 lists of 10 ids": Case(
+        lambda folder: write_features(
+            folder, 6 * 16_384, _named(20, cardinality=50_000, max_hotness=10, embedding_dim=32), ("click",)
+        ),
+        f"{_batches(16_384)} --deep_hidden_units 256 128",
+    ),
+    "sharded tables, two workers": Case(
+        lambda folder: write_rows(folder, 4 * 16_384, growth=3),
+        f"{_batches(16_384)} --deep_hidden_units 128 64 --shard_embeddings on",
+        workers=2,
+    ),
+    "evaluation only": Case(
+        lambda folder: write_features(
+            folder, 4096, _named(4, cardinality=100_000, embedding_dim=16), ("click",), test_rows=4_000_000
+        ),
+        "--global_batch_size 4096 --eval_batch_size 65536 --deep_hidden_units 64 32",
+        evaluates=True,
+    ),
+}
+
+
+def estimated(flags: list[str], workers: int) -> dict[str, int]:
+    """What main.py prints at its start: bytes of each part of a worker's memory."""
+    data = open_inputs(parse(flags, workers), WorkerEnv(size=workers, local_size=workers))
+    if data.memory is None:
+        raise RuntimeError("the first worker knows the model")
+    return {part.name: part.bytes for part in data.memory.parts}
+
+
+def peak(flags: list[str], workers: int) -> int:
+    """Peak resident set size of main.py in bytes, of several workers that of the largest one."""
+    command = [sys.executable, "main.py", *flags]
+    if workers > 1:
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers), *command]
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)  # with the largest of the processes that it waited for
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            printed.seek(0)
+            raise RuntimeError(f"main.py ended with {process.returncode}: {printed.read()[-2000:].decode()}")
+    return usage.ru_maxrss * 1024
+
+
+def measure(name: str, folder: Path) -> Line:
+    """Measure a configuration on a dataset that is written to a folder."""
+    case = CASES[name]
+    case.write(folder)
+    paths = ["--dataset_path", folder, "--model_dir", folder / "model", "--results_dir", folder / "results"]
+    flags = [*map(str, paths), *SHORT, *case.flags.split()]
+    if case.evaluates:
+        # The training only has to leave a checkpoint, so it evaluates the small mapping.
+        peak([*flags, "--eval_mapping", "train"], case.workers)
+        flags += ["--evaluate"]
+    parts = estimated(flags, case.workers)
+    measured, expected = peak(flags, case.workers), sum(parts.values())
     return {
-        "benchmark": "memory of training",
-        "batch": batch,
-        "peak_gb": round(peak, 3),
-        "needed_gb": round(sum(needed.values()), 3),
-        **{name: round(value, 3) for name, value in needed.items()},
-        "ratio": round(peak / sum(needed.values()), 3),
+        "benchmark": "memory over its estimate",
+        "variant": name,
+        "workers": case.workers,
+        "flags": case.flags,
+        "peak_gb": round(measured / 1e9, 3),
+        "estimated_gb": round(expected / 1e9, 3),
+        "ratio": round(measured / expected, 3),
+        "parts_gb": {part: round(size / 1e9, 3) for part, size in parts.items()},
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = parser_of(__doc__, takes_flags=True)
-    parser.add_argument("--batches", type=int, default=8, help="steps")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        report(measure(Path(folder), arguments))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all without any")
+    names = parser.parse_args(argv).names or list(CASES)
+    lines = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            lines.append(measure(name, Path(folder)))
+            report(lines[-1])
+    largest = max(abs(line["ratio"] - 1) for line in lines)
+    report(
+        {
+            "benchmark": "memory over its estimate, all",
+            "configurations": len(lines),
+            "largest_deviation": round(largest, 3),
+        }
+    )
     return 0
 
 

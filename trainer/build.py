@@ -9,6 +9,7 @@ import numpy as np
 from data.checks.sample import draw_sample, max_read
 from data.errors import DataError
 from data.loading.parquet import ParquetReader
+from data.memory import available_memory
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL
 from trainer.checkpoint.state import TrainState
@@ -18,6 +19,7 @@ from trainer.embeddings.shards import Shards
 from trainer.inputs import Inputs
 from trainer.layout import InputSchema
 from trainer.logging.profiling import start_timeline
+from trainer.memory_needed import check_devices
 from trainer.model_size import shards_tables
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
@@ -29,7 +31,7 @@ from trainer.optimizers.rules import OPTIMIZERS, Ftrl
 from trainer.optimizers.schedules import Constant, Schedule, make_schedule
 from trainer.process import runtime
 from trainer.process.affinity import set_affinity
-from trainer.process.device import compiles_passes, on_gpu
+from trainer.process.device import compiles_passes, gpu_memory, on_gpu
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.step import TrainStep
 from trainer.tasks.best_constant import best_constants
@@ -66,22 +68,32 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
 
     It has its initial weights, unless the run restores a checkpoint, which overwrites them. Pretrained vectors are
     zeros (see `trainer.embeddings.pretrained`).
+
+    Raises:
+        DataError: the memory of the GPU or of the host is exceeded.
     """
     tasks = tasks_of(data.spec)
+    shards = _shards(config, data.layout, sum(task.width for task in tasks), comm)
+    device_bytes = gpu_memory() if on_gpu() else None  # which is not known before TensorFlow is imported
+    if device_bytes is not None:
+        launch = read_worker_env(os.environ)
+        check_devices(data.size(config), launch, sharded=shards is not None, device_bytes=device_bytes)
     return build_model(
         config.model,
         data.layout,
         tasks,
         compute_dtype=runtime.compute_dtype(config.training),
         seed=config.training.seed,
-        shards=_shards(config, data.layout, sum(task.width for task in tasks), comm),
+        shards=shards,
         restored=config.run.restores,
     )
 
 
 def _shards(config: Options, layout: InputSchema, outputs: int, comm: Comm) -> Shards | None:
     """Return how large tables are sharded; None if every worker holds all rows. A collective."""
-    wanted = shards_tables(config, layout, outputs, read_worker_env(os.environ))
+    launch = read_worker_env(os.environ)
+    available = gpu_memory() if on_gpu() else available_memory(launch.local_size)
+    wanted = shards_tables(config, layout, outputs, launch, available)
     # Hosts may have different amounts of memory, but all workers have to shard if one does.
     workers_for_shards = comm.sum_array(np.array([wanted], np.int64))[0]
     return Shards(comm.rank, comm.size, comm.exchange_values) if workers_for_shards else None

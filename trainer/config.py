@@ -250,6 +250,14 @@ class ModelOptions(Section):
         """
         return 0
 
+    def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns how many values of a row each layer keeps for the backward pass, likewise to estimate memory.
+
+        Args:
+            outputs: number of logits of each task.
+        """
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Section):

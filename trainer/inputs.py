@@ -40,7 +40,7 @@ from trainer.layout import InputSchema, input_schema
 from trainer.lifecycle.errors import RejectedByAll
 from trainer.logging.log import warn
 from trainer.logging.trackers import check_trackers
-from trainer.model_size import check_model_fits
+from trainer.memory_needed import MemoryNeeded, RunSize, check_memory
 from trainer.models import model_options, network_class
 from trainer.outputs import check_file_path, check_outputs
 from trainer.predictions import check_column_names
@@ -78,6 +78,7 @@ class Inputs:
         warnings: messages about the inputs for the user.
         shifts: what training adds to the logits of predictions, by label (see `trainer.tasks.shifts`); empty if the run
             does not train, since a checkpoint knows its own.
+        memory: the estimate of the memory that a worker needs; None where the model is not known yet.
     """
 
     spec: FeatureSpec
@@ -92,6 +93,12 @@ class Inputs:
     kept_names: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     shifts: Mapping[str, float] = field(default_factory=dict)
+    memory: MemoryNeeded | None = None
+
+    def size(self, config: Options) -> RunSize:
+        """Returns what the memory of the run depends on."""
+        training, evaluation = (None if own is None else own.size for own in (self.training, self.evaluation))
+        return RunSize(config, self.layout, tasks_of(self.spec), training, evaluation, with_group=self.with_group)
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -175,13 +182,10 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
         ),
         shifts=_shifts(config, spec) if run.trains else {},
     )
-    loaders = [loader for loader in (inputs.training, inputs.evaluation) if loader is not None]
-    batch_rows = max(min(loader.local_batch_size, loader.rows) for loader in loaders)
     config.model.check_layout(inputs.layout)
     if not run.restores:
         _check_pretrained(spec)
-    check_model_fits(config, inputs.layout, tasks_of(spec), env, batch_rows)
-    return inputs
+    return replace(inputs, memory=check_memory(inputs.size(config), env))
 
 
 def _check_pretrained(spec: FeatureSpec) -> None:

@@ -104,7 +104,7 @@ class Packing:
     """
 
     def __init__(self, specs: Any):
-        self._specs, self._buffers = specs, _Buffers()
+        self._specs = specs
         shapes = [(spec.shape.as_list(), np.dtype(spec.dtype.as_numpy_dtype)) for spec in tf.nest.flatten(specs)]
         self._items = [
             _Item(place, rows, tuple(row_shape), dtype) for place, ((rows, *row_shape), dtype) in enumerate(shapes)
@@ -135,7 +135,7 @@ class Packing:
         unused = -used % BLOCK_WORDS
         lengths = np.array([*(len(flat[item.place]) for item in self._loose), unused], np.int32)
         counts = np.concatenate([lengths, *(flat[item.place].reshape(-1) for item in self._on_host)])
-        buffer = self._buffers.take(used + unused)
+        buffer = _BUFFERS.take(used + unused)
         _join(in_buffer, buffer)
         return Packed(_on_device(buffer), tf.convert_to_tensor(counts))
 
@@ -175,6 +175,9 @@ class _Buffers:
         buffer = memory[first : first + words]
         weakref.finalize(buffer, self._free.append, memory).atexit = False
         return buffer
+
+
+_BUFFERS = _Buffers()  # shared by training and evaluation, which take turns
 
 
 def _join(arrays: Sequence[np.ndarray], buffer: np.ndarray) -> None:

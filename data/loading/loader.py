@@ -7,12 +7,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from data.errors import DataError
-from data.loading.batch import Batch, copy_rows, pad_rows, slice_rows
+from data.loading.batch import ITEM_BYTES, Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.groups import GroupedPlan, GroupedRows, read_groups
 from data.loading.lists import Lists, empty_lists, join_rows
@@ -34,6 +34,28 @@ REPLACED = {
     "clip": "the nearest valid ids were taken",
     "drop": "their rows weigh 0",
 }
+
+
+class LoaderSize(NamedTuple):
+    """What a loader holds in memory, and the sizes of its batches.
+
+    Attributes:
+        rows: number of rows that this worker reads in an epoch.
+        batch_rows: number of rows of its batches.
+        batches: number of batches that exist at once.
+        row_bytes: bytes of a row in a batch.
+        list_values: values per row in all lists, in the row groups that have the most of them.
+        window_bytes: bytes of the open windows: buffers of decoded rows, their order, and the lists of one window.
+        decoded_bytes: bytes of the longest row group, decompressed.
+    """
+
+    rows: int
+    batch_rows: int
+    batches: int
+    row_bytes: int
+    list_values: float
+    window_bytes: int
+    decoded_bytes: int
 
 
 @dataclass
@@ -315,16 +337,37 @@ class ParquetLoader:
             return ShuffledPlan(row_group_rows, self._global_batch_size, seed=self._seed, epoch=epoch)
         return SequentialPlan(row_group_rows, self.local_batch_size, worker=worker, workers=workers)
 
+    def size(self, workers: int) -> LoaderSize:
+        """Return what the loader would hold as one of so many workers, with the same global batch."""
+        plan, reader = self._plan(epoch=0), self._reader
+        if workers == self._workers:
+            batch_rows = self.local_batch_size
+        else:
+            batch_rows = max(1, -(-self.local_batch_size * self._workers // workers))
+        # Without a shuffle, the plan is that of this worker's share of the rows.
+        share = workers if self._shuffle else workers / self._workers
+        open_rows = max(int(plan.open_rows / share), min(plan.window_rows, -(-self.rows // workers)))
+        return LoaderSize(
+            rows=-(-self.rows // workers),
+            batch_rows=batch_rows,
+            batches=min(self.steps_per_epoch, BATCHES_AHEAD + 2),
+            row_bytes=self.row_bytes,
+            list_values=reader.list_bytes / ITEM_BYTES,
+            window_bytes=int(
+                open_rows * (reader.buffer_row_bytes + POSITION_BYTES)
+                + min(plan.window_rows, open_rows) * reader.list_bytes
+            ),
+            decoded_bytes=reader.row_group_bytes,
+        )
+
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
 
         The estimate sums the open windows, their row permutations, the columns of the longest row group, the
         prefetched batches, and the lists of one window, which takes those of its row groups.
         """
-        plan, row_bytes, list_bytes = self._plan(epoch=0), self.row_bytes, self._reader.list_bytes
-        open_rows = max(plan.open_rows // (self._workers if self._shuffle else 1), plan.window_rows)
-        windows = open_rows * (self._reader.buffer_row_bytes + POSITION_BYTES) + plan.window_rows * list_bytes
-        batches = min(self.steps_per_epoch, BATCHES_AHEAD + 2) * self.local_batch_size * row_bytes
+        size, row_bytes = self.size(self._workers), self.row_bytes
+        windows, batches = size.window_bytes, size.batches * size.batch_rows * row_bytes
         widest, width_bytes = self._reader.widest_list
         location, rows = self._reader.longest_row_group
         if width_bytes > max(WIDE_BYTES, row_bytes // 2):
@@ -345,7 +388,7 @@ class ParquetLoader:
                 "use fewer features or shorter vectors, or more workers on more hosts",
             )
         what = f"{self._spec_folder}: reading mapping {self._mapping!r}, in which {cause},"
-        check_fits(windows + batches + self._reader.row_group_bytes, what, fix)
+        check_fits(windows + batches + size.decoded_bytes, what, fix)
 
     def _edited(self, streams: list[StreamReader], epoch: int, first_step: int) -> Iterator[Batch]:
         for batch in self._batches(streams, range(first_step, self.steps_per_epoch)):

@@ -25,6 +25,7 @@ from tests.trainer.small_models import (
     weights_of,
 )
 from trainer.checkpoint.state import TrainState
+from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.embeddings import pretrained
 from trainer.embeddings.shards import Shards
@@ -161,7 +162,8 @@ def test_shards_hold_the_rows_of_whole_tables(workers):
 
 @pytest.mark.parametrize("rule", ["adam", "rmsprop", None])
 def test_tables_take_what_is_computed(rule):
-    tables = table_sizes(model_options(), LOOKED_UP, 1, rule=rule)
+    flags = ["--optimizer", rule] if rule else ["--evaluate"]
+    tables = table_sizes(parse(flags, 1, reads_checkpoint=False), LOOKED_UP, 1)
     found = {size.name: size.bytes for size in tables}
     slots = {"adam": 2, "rmsprop": 1, None: 0}[rule]
     assert found["user_text"] == 500 * 4 * 2 and found["tag_image"] == 90 * 2 * 4

@@ -7,7 +7,7 @@ Targeted Display Advertising", KDD 2021.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,14 @@ class AitmOptions(MultiTaskOptions):
     calibrator_weight: float = option(
         0.6, "of aitm's penalty on a task that is likelier than the one before it", at_least=0
     )
+
+    def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the number of values in the bottoms, the transfers and the towers.
+
+        A transfer has what is handed on, the inputs of the attention, and their values, keys and queries.
+        """
+        width = self.expert_hidden_units[-1]
+        return (*super().kept_values(outputs), *(len(outputs) - 1) * (width, 2 * width, 6 * width))
 
 
 class Aitm(Network):

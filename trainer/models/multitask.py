@@ -88,6 +88,22 @@ class MultiTaskOptions(ModelOptions):
         width = self.expert_hidden_units[-1]
         return sum(count_weights(width, *self.tower_units(task), logits) for task, logits in outputs.items())
 
+    def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the number of values in each layer of a stack of expert layers per task, and in the towers."""
+        return (*self.stacked_values(len(outputs)), *self.tower_values(outputs))
+
+    def stacked_values(self, stacks: int) -> tuple[int, ...]:
+        """Returns the number of values in each layer of stacks of expert layers.
+
+        The first layer's are kept in two layouts: as the product of the input that all stacks share, and by stack.
+        """
+        units = [stacks * own for own in self.expert_hidden_units]
+        return (units[0], *units)
+
+    def tower_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the number of units in the hidden layers of each tower."""
+        return tuple(unit for task in outputs for unit in self.tower_units(task))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertOptions(MultiTaskOptions):
@@ -119,6 +135,21 @@ class ExpertOptions(MultiTaskOptions):
 
         further_levels = self.ple_levels - 1 if self.model == "ple" else 0
         return level(inputs) + further_levels * level(units[-1]) + self.tower_weights(outputs)
+
+    def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the number of values in the layers of all levels and in the towers.
+
+        The experts' outputs are kept once more in the layout in which they are mixed row by row, and what the gates mix
+        in both. Experts of further levels read copies of what the level below them has mixed.
+        """
+        tasks, width = len(outputs), self.expert_hidden_units[-1]
+        experts = self.experts_per_level(tasks)
+        gates = {"shared_bottom": 0, "omoe": 1}.get(self.model, tasks)
+        of_gates = tuple(gates * units for units in (*self.gate_hidden_units, experts))
+        mixed = (experts * width, gates * width, gates * width) if experts > 1 else ()
+        level = (*self.stacked_values(experts), *of_gates, *mixed)
+        further = (self.ple_levels - 1 if self.model == "ple" else 0) * (experts * width, *level)
+        return (*level, *further, *self.tower_values(outputs))
 
     def experts_per_level(self, tasks: int) -> int:
         """Returns the number of experts of each level, for a number of tasks."""

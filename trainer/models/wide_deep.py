@@ -39,6 +39,10 @@ class WideDeepOptions(ModelOptions):
         """Returns the number of weights in the kernels."""
         return count_weights(inputs, *self.deep_hidden_units, sum(outputs.values()))
 
+    def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the number of units of each hidden layer."""
+        return self.deep_hidden_units
+
 
 class WideDeep(Network):
     """A linear model of all features plus a multilayer perceptron on their embeddings.

@@ -1,9 +1,12 @@
-"""Detection of low-precision arithmetic units of this machine's CPU. Does not import TensorFlow."""
+"""The device that this process computes on, and the arithmetic units of its CPU.
+
+Importing this module does not import TensorFlow.
+"""
 
 from functools import cache
 from pathlib import Path
 
-import tensorflow as tf
+from trainer.lazy import tf
 
 # Flags in /proc/cpuinfo that indicate native multiplication in a dtype; any one of them suffices.
 _UNITS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}
@@ -29,6 +32,18 @@ def own_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 def on_gpu() -> bool:
     """Returns whether this process computes on a GPU. With --cpu, `runtime.prepare` hides all GPUs."""
     return bool(tf.config.get_visible_devices("GPU"))
+
+
+def gpu_memory() -> int | None:
+    """Returns the bytes that TensorFlow may allocate on this process's GPU, of which it leaves some to other libraries.
+
+    None if TensorFlow has no GPU, as where a program only builds what it would build for one.
+    Initializes the GPU, which ends the time to configure it.
+    """
+    from tensorflow.python.client.device_lib import list_local_devices  # TensorFlow has no public function for it
+
+    limits = [device.memory_limit for device in list_local_devices() if device.device_type == "GPU"]
+    return min(limits, default=None)
 
 
 def compiles_passes(xla: bool) -> bool:
