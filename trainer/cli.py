@@ -6,13 +6,15 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
+from functools import partial
 from typing import Any, NoReturn
 
 from data.command_line import Parser
 from data.errors import DataError
+from data.storage.remote import is_url
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
-from trainer.default_paths import DEFAULT_PATHS, default_path
+from trainer.default_paths import DEFAULT_PATHS, default_path, local_path
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
@@ -106,7 +108,11 @@ def make_parser() -> Parser:
         group = parser.add_argument_group(str(section.__doc__).splitlines()[0].rstrip("."))
         flags = model_flags() if section is ModelOptions else section_flags(section)
         for name, flag in flags.items():
-            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
+            metadata = flag.field.metadata
+            kind: dict[str, Any]
+            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, metadata["parse"])
+            if metadata["urls"] is not None:
+                kind["type"] = partial(_URLS[metadata["urls"]], kind["type"])
             if (bare := flag.field.metadata["bare"]) is not None:
                 kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
@@ -129,6 +135,23 @@ def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _mirrored(kind: type, text: str) -> Any:
+    """Return the value of a flag, for which the local mirror of a URL takes its place."""
+    try:
+        return kind(local_path(text) if is_url(text) else text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _local(kind: type, text: str) -> Any:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine, since it is written there")
+    return kind(text)
+
+
+_URLS = {"mirrored": _mirrored, "rejected": _local}
 
 
 class _Parsed(argparse.Action):
