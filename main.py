@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError, LostInputError
 from data.storage.checksummed_dir import StorageError
+from trainer.checkpoint.mirror import place
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse
 from trainer.config import Options
@@ -140,7 +141,7 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
     if env.rank == 0:
         folders = config.data
         read = " ".join(map(str, config.run.raw)) or folders.dataset_path
-        print(f"data: {read}  checkpoints: {folders.model_dir}  results: {folders.results_dir}", flush=True)
+        print(f"data: {read}  checkpoints: {place(folders.model_dir)}  results: {folders.results_dir}", flush=True)
         for line in describe_choices(config):
             print(line, flush=True)
         if data.memory is not None:

@@ -6,16 +6,17 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, NoReturn
 
 from data.command_line import Parser
 from data.errors import DataError
+from data.storage.remote import is_url
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.checkpoint.starting_model import check_starting_model, flags_of_warm_start, open_starting_model
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
-from trainer.default_paths import DEFAULT_PATHS, default_path
+from trainer.default_paths import DEFAULT_PATHS, default_path, local_path
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
@@ -73,7 +74,10 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
         raise DataError("--raw files replace the mappings of the dataset: remove --eval_mapping")
     if run.warm_start is not None:
         check_starting_model(run.warm_start, given["model_dir"])
-        run = _resumed_or_started(run, given["model_dir"])
+        store = CheckpointStore(given["model_dir"])
+        if run.use_checkpoint and reads_checkpoint:
+            store.refresh()
+        run = _resumed_or_started(run, is_begun=not store.is_empty)
     if run.restores and reads_checkpoint:
         given |= saved_model_flags(given, given["model_dir"], run.which_checkpoint)
     inherited = _inherited(run, given) if reads_checkpoint else []
@@ -90,10 +94,10 @@ def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> 
     )
 
 
-def _resumed_or_started(run: RunOptions, model_dir: Path) -> RunOptions:
+def _resumed_or_started(run: RunOptions, *, is_begun: bool) -> RunOptions:
     """Return the run without --warm_start if it resumes from a checkpoint of its own, else without --use_checkpoint."""
     is_named = run.checkpoint not in (None, "last", "best")
-    if run.use_checkpoint and (is_named or any(CheckpointStore(model_dir).folder.glob("step-*"))):
+    if run.use_checkpoint and (is_named or is_begun):
         return replace(run, warm_start=None, warm_start_checkpoint=None)
     return replace(run, use_checkpoint=False, checkpoint=None)
 
@@ -144,7 +148,11 @@ def make_parser() -> Parser:
         group = parser.add_argument_group(str(section.__doc__).splitlines()[0].rstrip("."))
         flags = model_flags() if section is ModelOptions else section_flags(section)
         for name, flag in flags.items():
-            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, flag.field.metadata["parse"])
+            metadata = flag.field.metadata
+            kind: dict[str, Any]
+            kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, metadata["parse"])
+            if metadata["urls"] is not None:
+                kind["type"] = partial(_URLS[metadata["urls"]], kind["type"])
             if (bare := flag.field.metadata["bare"]) is not None:
                 kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
@@ -167,6 +175,23 @@ def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _mirrored(kind: type, text: str) -> Any:
+    """Return the value of a flag, for which the local mirror of a URL takes its place."""
+    try:
+        return kind(local_path(text) if is_url(text) else text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _local(kind: type, text: str) -> Any:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine, since it is written there")
+    return kind(text)
+
+
+_URLS = {"mirrored": _mirrored, "rejected": _local}
 
 
 class _Parsed(argparse.Action):

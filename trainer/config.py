@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
+from data.storage.remote import url_of
 from data.storage.typed_json import read_typed
 from trainer.layout import InputSchema
 
@@ -30,6 +31,7 @@ def option(
     required: bool = False,
     parse: Callable[[Sequence[str]], Any] | None = None,
     bare: str | None = None,
+    urls: Literal["mirrored", "rejected"] | None = None,
 ) -> Any:
     """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
 
@@ -42,9 +44,10 @@ def option(
         required: whether a tuple must have an element.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
         bare: value of the flag when it is given without one; None if it needs a value.
+        urls: what the command line does with a URL: its local mirror takes its place, or it is an error.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
-    return field(default=default, metadata={"help": help_text, "parse": parse, "bare": bare, **limits})
+    return field(default=default, metadata={"help": help_text, "parse": parse, "bare": bare, "urls": urls, **limits})
 
 
 class Flag(NamedTuple):
@@ -133,8 +136,10 @@ class DataOptions(Section):
         "clip: the nearest valid id; drop: the row weighs 0; auto: error in training, unseen in evaluation and "
         "prediction",
     )
-    model_dir: Path = option(None, "folder of the checkpoints and of the model")
-    results_dir: Path = option(None, "folder of log.json, args.json and metrics.json")
+    model_dir: Path = option(
+        None, "folder of the checkpoints and of the model, or its URL in an object store", urls="mirrored"
+    )
+    results_dir: Path = option(None, "folder of log.json, args.json and metrics.json", urls="rejected")
     log_filename: str = option("log.json", "name of the log in results_dir")
 
     def oov_policy_of(self, *, trains: bool) -> OovPolicy:
@@ -425,7 +430,8 @@ class RunOptions(Section):
     predict: Path | None = option(
         None,
         "file for a checkpoint's predictions on --eval_mapping or --raw, without training: CSV if named .csv, else "
-        "parquet; labels are not needed",
+        "parquet; labels are not needed; or its URL in an object store",
+        urls="mirrored",
     )
     raw: tuple[Path, ...] = option(
         (),
@@ -439,6 +445,7 @@ class RunOptions(Section):
         None,
         "JSON file for the permutation importance of every feature on --eval_mapping, measured with a checkpoint, "
         "without training",
+        urls="rejected",
     )
     importance_rows: int = option(
         200_000, "rows of the mapping that --importance measures on at most, and holds in memory", at_least=2
@@ -450,11 +457,14 @@ class RunOptions(Section):
         None, "ends the measurement after so many seconds at the latest", positive=True
     )
     use_checkpoint: bool = option(False, "resume from the last checkpoint in model_dir")
-    checkpoint: str | None = option(None, "last, best or a path; default: last for resuming, else best")
+    checkpoint: str | None = option(
+        None, "last, best, a path or a URL; default: last for resuming, else best", urls="mirrored"
+    )
     warm_start: Path | None = option(
         None,
         "earlier run (its --model_dir), or model folder, whose weights and optimizer state a new run on other data "
         "starts from; ignored once --use_checkpoint finds a checkpoint",
+        urls="mirrored",
     )
     warm_start_checkpoint: str | None = option(
         None, "checkpoint of the run that --warm_start names: last, best or a path; default: last"
@@ -478,7 +488,9 @@ class RunOptions(Section):
         "end the job when no step has ended for so long; default: 20 times the longest step so far, 300 s at least",
         positive=True,
     )
-    predictions_file: Path | None = option(None, "file for the predictions of --evaluate, CSV or parquet likewise")
+    predictions_file: Path | None = option(
+        None, "file or URL for the predictions of --evaluate, CSV or parquet likewise", urls="mirrored"
+    )
     disable_map_calculation: bool = option(False, "leave MAP@12 out (it is off by itself without a map feature)")
     num_auc_thresholds: int = option(0, "thresholds of a binned ROC AUC; 0 computes it exactly")
     ranking_metrics: tuple[str, ...] = option(
@@ -493,7 +505,7 @@ class RunOptions(Section):
     )
     log_every: int = option(100, "steps between two lines of the log", at_least=1)
     tensorboard_dir: Path | None = option(
-        None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training"
+        None, "folder for TensorBoard: scalars, histograms of the gates, the graph; of training", urls="rejected"
     )
     mlflow: str | None = option(
         None, "MLflow experiment that receives the flags and the numbers of training; needs the package mlflow"
@@ -502,7 +514,9 @@ class RunOptions(Section):
     profile_steps: str | None = option(
         None, "A:B traces these steps of the run with TensorFlow's profiler, into tensorboard_dir, else results_dir"
     )
-    horovod_timeline: Path | None = option(None, "file for Horovod's timeline of what several workers exchange")
+    horovod_timeline: Path | None = option(
+        None, "file for Horovod's timeline of what several workers exchange", urls="rejected"
+    )
 
     def check(self) -> None:
         """Checks flags against each other. Raises a DataError if a check fails."""
@@ -736,4 +750,4 @@ class Options:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return (url_of(value) or str(value)) if isinstance(value, Path) else value

@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.storage.remote import is_url, mirror_of
+
 # The folders of the public recipe, used if they exist and are writable, and those in the current directory otherwise.
 DEFAULT_PATHS = {
     "dataset_path": ("/outbrain/data", "outbrain/data"),
@@ -16,6 +18,15 @@ def default_path(name: str) -> Path:
     """Return the default folder of a flag, a key of DEFAULT_PATHS."""
     public, local = DEFAULT_PATHS[name]
     return Path(public) if os.access(public, os.W_OK) else Path(local)
+
+
+def local_path(text: str) -> Path:
+    """Return the path of a file or folder, which for one that a URL names is that of its local mirror.
+
+    Raises:
+        DataError: the URL is invalid.
+    """
+    return mirror_of(text) if is_url(text) else Path(text)
 
 
 def path_in(words: Sequence[str], name: str) -> Path:
@@ -33,4 +44,6 @@ def path_in(words: Sequence[str], name: str) -> Path:
             found = word.partition("=")[2]
         elif word == flag and index + 1 < len(words):
             found = words[index + 1]
-    return default_path(name) if found is None else Path(found)
+    if found is None or (is_url(found) and name == "results_dir"):  # which is rejected once it is parsed
+        return default_path(name)
+    return local_path(found)

@@ -28,6 +28,7 @@ from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import VALID
 from data.storage.typed_json import read_typed
+from trainer.checkpoint.mirror import place
 from trainer.checkpoint.run_state import RunState
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.schema import MAX_HOTNESS, ModelSchema
@@ -324,12 +325,14 @@ def agree_on_inputs(config: Options, data: Inputs, comm: "Comm", env: WorkerEnv)
     """
     if comm.size == 1:  # has checked its labels before TensorFlow was imported
         return config, data
+    opened_with = config.training
+    reads_model = config.run.restores or config.run.warm_start is not None
+    if reads_model:  # and how the run starts, by which it depends whether labels are checked
+        config = _flags_of_rank_0(config, comm)
     if checks_labels(config):
         _check_labels_for_all(config, data.spec, comm)
-    if not config.run.restores and config.run.warm_start is None:
+    if not reads_model:
         return config, data
-    opened_with = config.training
-    config = _flags_of_rank_0(config, comm)
     found = json.loads(comm.broadcast_bytes(json.dumps(asdict(data.schema)).encode()))
     schema: ModelSchema = read_typed(ModelSchema, found, "schema")
     is_same = schema == data.schema and config.training == opened_with
@@ -389,15 +392,17 @@ def check_run(config: Options, data: Inputs, env: WorkerEnv) -> tuple[str, ...]:
     """
     run, store = config.run, CheckpointStore(config.data.model_dir)
     if env.rank == 0:
+        if run.trains and not run.benchmark:
+            store.refresh(locked=True)
         if run.predictions_path is not None:
             check_file_path(run.predictions_path, "out.parquet")
         if run.importance is not None:
             check_file_path(run.importance, IMPORTANCE_FILE)
         check_outputs(config, data.spec)
         check_trackers(run.trackers)
-    if not run.restores and not run.benchmark and any(store.folder.glob("step-*")):
+    if env.rank == 0 and not run.restores and not run.benchmark and not store.is_empty:
         raise DataError(
-            f"{store.folder} holds the checkpoints of an earlier run. Add --use_checkpoint to resume it, choose "
+            f"{place(store.folder)} holds the checkpoints of an earlier run. Add --use_checkpoint to resume it, choose "
             "another --model_dir, or delete the folder."
         )
     warnings = data.warnings

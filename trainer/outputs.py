@@ -13,12 +13,14 @@ from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.files import open_regular, read_small_text
 from data.storage.output_paths import check_apart, check_replaceable_file
+from data.storage.remote import exists, stat, url_of
+from trainer.checkpoint.mirror import check_writable
 from trainer.checkpoint.model_folder import MODEL_FOLDER, check_model_folder
 from trainer.checkpoint.store import CHECKPOINTS, CheckpointStore
 from trainer.config import Options
 from trainer.importance_file import is_importance
 from trainer.logging.log import PREFIX, previous
-from trainer.predictions import is_predictions
+from trainer.predictions import is_predictions, is_predictions_object
 from trainer.slice_table import SLICE_COLUMNS
 
 # File names in --results_dir.
@@ -45,6 +47,7 @@ def check_outputs(options: Options, spec: FeatureSpec) -> None:
         check_replaceable_file(data.results_dir / SLICES, "the table of slices", _is_slices)
     if run.predictions_path is not None:
         check_replaceable_file(run.predictions_path, "the predictions file", is_predictions)
+        _check_replaceable_object(run.predictions_path)
     if run.importance is not None:
         check_replaceable_file(run.importance, "--importance", is_importance)
     if run.horovod_timeline is not None:
@@ -65,12 +68,24 @@ def check_file_path(path: Path, example: str) -> None:
     Raises:
         DataError: `path` is a folder, or its folder does not exist or cannot be written.
     """
+    check_writable(path.parent)
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a file, such as {path / example}")
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist; create it with `mkdir -p {path.parent}`")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"{path}: the folder {path.parent} is not writable; choose another one")
+
+
+def _check_replaceable_object(path: Path) -> None:
+    """Check that the object of which a path is the mirror does not exist, or is a predictions file.
+
+    Raises:
+        DataError: it is something else, or the store cannot be read.
+    """
+    url = url_of(path)
+    if url is not None and exists(url) and not is_predictions_object(stat(url)):
+        raise DataError(f"{url}: exists and was not written by this command; move it, or choose another URL")
 
 
 def _outputs(options: Options) -> Iterator[tuple[str, Path]]:

@@ -16,6 +16,7 @@ from data.errors import DataError
 from data.loading.parquet import StoredColumns
 from data.spec.features import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
 from data.storage.files import open_regular, replacing
+from data.storage.remote import RemoteError, RemoteFile, put, read_range, url_of
 from trainer.metrics.metric import Collectives
 from trainer.metrics.rows import GrowingArray
 from trainer.tasks.task import Task, logit_columns
@@ -23,13 +24,34 @@ from trainer.tasks.task import Task, logit_columns
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 CSV_SUFFIX = ".csv"
 _LONGEST_HEADER = 1 << 20
+_PARQUET_END = 8  # bytes after a parquet file's footer: its length, as 4 bytes, and "PAR1"
 
 
 def is_predictions(path: Path) -> bool:
     """Return whether a file is a predictions file."""
     try:
         with open_regular(path) as file:
-            names = _csv_names(file) if is_csv(path) else pq.read_schema(file).names
+            return _has_predictions(file, is_csv=is_csv(path))
+    except (OSError, ValueError):
+        return False
+
+
+def is_predictions_object(file: RemoteFile) -> bool:
+    """Return whether an object is a predictions file, by its first bytes or, if it is parquet, by its last.
+
+    Raises:
+        RemoteError: the store cannot be read.
+    """
+    if is_csv(Path(file.url)):
+        return _has_predictions(io.BytesIO(read_range(file, 0, min(file.size, _LONGEST_HEADER))), is_csv=True)
+    end = read_range(file, max(0, file.size - _PARQUET_END), min(file.size, _PARQUET_END))
+    footer = min(file.size, _PARQUET_END + int.from_bytes(end[:4], "little"))
+    return _has_predictions(io.BytesIO(read_range(file, file.size - footer, footer)), is_csv=False)
+
+
+def _has_predictions(file: BinaryIO, *, is_csv: bool) -> bool:
+    try:
+        names = _csv_names(file) if is_csv else pq.read_schema(file).names
     except (OSError, ValueError, csv.Error, pa.ArrowException):
         return False
     return names[:1] == [ROW_COLUMN] and any(name.startswith(PREDICTION_COLUMN) for name in names)
@@ -81,7 +103,8 @@ class PredictionWriter:
     the kept columns while it writes.
 
     Args:
-        path: the file to write, replacing an earlier one: CSV if it ends in .csv, else parquet.
+        path: the file to write, replacing an earlier one: CSV if it ends in .csv, else parquet. The mirror of an object
+            is uploaded as a whole when it is complete, and removed.
         tasks: the tasks, one per label, in the order of their logits.
         labelled: names of the tasks whose labels are known; None for all.
         kept: stored columns of the same rows to copy into the file; None for none.
@@ -148,8 +171,9 @@ class PredictionWriter:
         if comm.rank == 0:
             try:
                 self._write_file(blocks)
+                self._upload()
             except (OSError, DataError) as error:
-                problem = f"{self._path}: the predictions cannot be written: {error}"
+                problem = f"{url_of(self._path) or self._path}: the predictions cannot be written: {error}"
         # The other workers only send. Rank 0 keeps receiving even if it cannot write: each block is a collective.
         for _ in blocks:
             pass
@@ -165,6 +189,15 @@ class PredictionWriter:
                 table = pa.Table.from_arrays(columns, schema=self._schema())
                 writer.write_table(_as_cells(table) if is_csv(self._path) else table)
                 row += len(values)
+
+    def _upload(self) -> None:
+        if (url := url_of(self._path)) is None:
+            return
+        try:
+            put(self._path, url)
+        except RemoteError as error:
+            raise RemoteError(f"{error}; they are complete in {self._path}: upload that file, or run again") from error
+        self._path.unlink()
 
     def _open_writer(self, file: BinaryIO) -> pq.ParquetWriter | pa_csv.CSVWriter:
         if is_csv(self._path):

@@ -18,6 +18,7 @@ from data.files.new_dataset import SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import ChecksummedDir, DamagedError, current_path
 from data.storage.files import UNFINISHED, draft_beside, is_draft, lock_folder, remove_draft
+from trainer.checkpoint.mirror import download, place, refresh_model
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SIZES, SPECIFICATION
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.config import Options
@@ -54,17 +55,19 @@ def check_raw(config: Options) -> None:
 def _find_workflow(config: Options) -> Path:
     """Returns the folder of the model's fitted workflow. Raises as `check_raw` does."""
     folder = config.data.model_dir / MODEL_FOLDER
+    refresh_model(folder)
     try:
         opened = ChecksummedDir(current_path(folder))
     except DamagedError as error:
         raise NoCheckpointError(
-            f"no valid model in {folder}: {error}. --raw encodes files with the encoders of a finished run."
+            f"no valid model in {place(folder)}: {error}. --raw encodes files with the encoders of a finished run."
         ) from error
     if f"{ENCODERS_FOLDER}/{SETTINGS_FILE}" not in opened.files:
         raise DataError(
             f"{folder}: has no encoders, since its dataset had none; write the dataset with preprocess.py and train on "
             "it, or encode the rows yourself and pass them with --dataset_path"
         )
+    download(opened, lambda name: name in (SPECIFICATION, SIZES) or name.startswith(f"{ENCODERS_FOLDER}/"))
     return opened.path / ENCODERS_FOLDER
 
 

@@ -415,7 +415,7 @@ class Supervisor:
         adds `--checkpoint last`, which overrides the checkpoint that the original command started from.
         """
         more = []
-        if "--use_checkpoint" not in self.command and any(self.store.folder.glob("step-*")):
+        if "--use_checkpoint" not in self.command and not self.store.is_empty:
             more.append("--use_checkpoint")
         return [*self.command, *more, *(["--checkpoint", "last"] if has_new else [])]
 
@@ -470,6 +470,10 @@ class Supervisor:
         return self._signals.requests
 
     def _newest(self) -> Checkpoint | None:
+        try:
+            self.store.refresh()
+        except DataError as error:
+            say(f"{error}; going by what is known of the checkpoints")
         try:
             return self.store.open("last", verify=False)
         except NoCheckpointError:

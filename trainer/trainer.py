@@ -19,6 +19,7 @@ from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training, start_at_base_rates
 from trainer.checkpoint.fingerprints import check_state
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.mirror import place
 from trainer.checkpoint.rates import changed_rates
 from trainer.checkpoint.run_state import EarlyStoppingState, Position
 from trainer.checkpoint.state import TrainState
@@ -428,7 +429,8 @@ class Trainer:
 
     def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
         """Writes the model folder and the final metrics, also for a complete run that died before it wrote them."""
-        self.say(f"model: {self.checkpoints.write_best_model(list(self.model.weights_by_name))}")
+        folder = self.checkpoints.write_best_model(list(self.model.weights_by_name))
+        self.say(f"model: {folder and place(folder)}")
         self.results.conclude(metrics)
         return metrics
 

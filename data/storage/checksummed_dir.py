@@ -181,6 +181,11 @@ class ChecksummedDir:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def entries(self) -> Mapping[str, FileEntry]:
+        """Size and checksum of every file, including those of arrays, by path relative to the folder."""
+        return self._manifest.files
+
+    @property
     def nbytes(self) -> int:
         """Size of all files in bytes, without the manifest."""
         return sum(entry.bytes for entry in self._manifest.files.values())

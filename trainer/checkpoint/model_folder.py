@@ -28,6 +28,7 @@ from data.storage.checksummed_dir import (
     remove_leftovers,
     write_checksummed,
 )
+from trainer.checkpoint import mirror
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.logging.progress import byte_progress
 from trainer.tasks.logit_map import LogitMap
@@ -72,7 +73,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def write_model(folder: Path, arrays: Iterable[ArraySource], files: Mapping[str, Content]) -> None:
-    """Writes a model folder atomically, replacing an earlier one.
+    """Writes a model folder atomically, replacing an earlier one, and uploads it if it is the mirror of one.
 
     Args:
         folder: folder to write, usually `<model_dir>/model`.
@@ -86,23 +87,28 @@ def write_model(folder: Path, arrays: Iterable[ArraySource], files: Mapping[str,
     arrays = list(arrays)
     with byte_progress(f"writing {folder.name}", sum(source.nbytes for source in arrays)) as advance:
         write_checksummed(folder, arrays=arrays, files=files, array_folder="weights", advance=advance)
+    mirror.upload_model(folder)
 
 
 def open_model(folder: Path) -> ChecksummedDir:
     """Opens a model folder and verifies every byte of its weights and other files.
 
+    The mirror of one in an object store is refreshed first.
+
     Raises:
         NoCheckpointError: There is no model, or it is damaged.
         DataError: The weights do not fit into memory, which is checked before any of them is read.
     """
+    mirror.refresh_model(folder)
     try:
         opened = ChecksummedDir(current_path(folder))  # the previous model if a save died between its two renames
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in opened.arrays.values())
         check_fits(size, f"{opened.path}: a model with so many weights", "use a machine with more memory")
         with byte_progress(f"verifying {opened.path.name}", opened.nbytes) as advance:
-            opened.verify(advance)
+            mirror.verify(opened, [opened], advance)
     except DamagedError as error:
         raise NoCheckpointError(
-            f"no valid model in {folder}: {error}. Train first, or give the --model_dir of a run that has finished."
+            f"no valid model in {mirror.place(folder)}: {error}. Train first, or give the --model_dir of a run "
+            "that has finished."
         ) from error
     return opened

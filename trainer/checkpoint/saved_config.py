@@ -23,7 +23,9 @@ def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> 
         DataError: a given model flag differs from the checkpoint's.
     """
     # No warnings here: they are printed when the checkpoint is restored.
-    checkpoint = CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)
+    store = CheckpointStore(model_dir, warn=lambda text: None)
+    store.refresh(which)
+    checkpoint = store.open(which, verify=False)
     try:
         saved = from_json(RunState.of(checkpoint).options)
         model_options(**saved)

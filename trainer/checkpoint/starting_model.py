@@ -11,6 +11,7 @@ from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import ChecksummedDir, DamagedError, StorageError, current_path
 from data.storage.typed_json import read_typed
+from trainer.checkpoint import mirror
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -68,8 +69,13 @@ def open_starting_model(model: Path, which: str, *, verify: bool = False) -> Sta
     Raises:
         NoCheckpointError: there is no model, or it is damaged.
     """
+    store = CheckpointStore(model)
+    store.refresh(which)
+    mirror.refresh_model(model / MODEL_FOLDER)
     folder = current_path(model / MODEL_FOLDER)
-    if (model / CHECKPOINTS).is_dir():
+    if store.is_empty and not folder.is_dir():
+        mirror.refresh_model(model)
+    if not store.is_empty:
         return _of_run(model, folder if folder.is_dir() else None, which, verify)
     if current_path(model).joinpath(ARCHITECTURE).is_file():
         return _of_model_folder(model, verify)
@@ -117,7 +123,10 @@ def _opened(folder: Path) -> ChecksummedDir:
 
 
 def _workflow(folder: ChecksummedDir) -> Path | None:
-    return folder.path / ENCODERS_FOLDER if f"{ENCODERS_FOLDER}/{SETTINGS_FILE}" in folder.files else None
+    if f"{ENCODERS_FOLDER}/{SETTINGS_FILE}" not in folder.files:
+        return None
+    mirror.download(folder, lambda name: name.startswith(f"{ENCODERS_FOLDER}/"))
+    return folder.path / ENCODERS_FOLDER
 
 
 def _check_options(options: Mapping[str, Any], path: Path) -> None:

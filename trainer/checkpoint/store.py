@@ -33,6 +33,7 @@ from data.storage.checksummed_dir import (
 )
 from data.storage.files import temporary_folder
 from data.storage.typed_json import read_typed
+from trainer.checkpoint import mirror
 from trainer.logging.log import warn
 from trainer.logging.progress import byte_progress
 
@@ -181,6 +182,9 @@ class Checkpoint(ChecksummedDir):
 class CheckpointStore:
     """The checkpoints of one model folder.
 
+    Of a model folder in an object store, it works on the local mirror: a save is done once it is uploaded, and what is
+    opened is downloaded first. `refresh` makes the mirror that of the store.
+
     The newest checkpoint is the one saved last, not the one with the highest step: a run that went back to an
     earlier checkpoint, or started over, resumes from its own. The order of saves and the best checkpoint are
     recorded in the checksummed manifests, so the rename that publishes a checkpoint updates them atomically.
@@ -242,6 +246,7 @@ class CheckpointStore:
             write_checksummed(path, arrays=arrays, metadata=metadata, advance=advance)
         self._damaged.discard(path)
         self._remove_old()
+        mirror.upload_checkpoints(self.folder)
         return path
 
     def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
@@ -261,7 +266,29 @@ class CheckpointStore:
         path = self.folder / f"step-{step}"
         replace_metadata(path, Checkpoint(path).metadata | {"best": best, "state": state})
         self._remove_old()
+        mirror.upload_checkpoints(self.folder)
         return path
+
+    def refresh(self, which: str = "last", *, locked: bool = False) -> None:
+        """Reads which checkpoints the object store has whose mirror this model folder is, if it is one.
+
+        Args:
+            which: a checkpoint, as in `open`; if it is a path, its folder is refreshed likewise.
+            locked: whether this process holds the lock of the model folder.
+
+        Raises:
+            RemoteError: the store cannot be read.
+        """
+        mirror.refresh_checkpoints(self.folder, locked=locked)
+        if which not in ("last", "best") and mirror.place(Path(which)) != which:
+            other = _checkpoints_of(Path(which))
+            if other != self.folder:
+                mirror.refresh_checkpoints(other)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no folder of a checkpoint."""
+        return not any(self.folder.glob("step-*"))
 
     def check_later(self, which: str) -> None:
         """Checks that a run resuming from a checkpoint may overwrite this folder's checkpoints of later steps.
@@ -321,9 +348,11 @@ class CheckpointStore:
                 problems.append(str(error))
                 self._warn(f"skipping a damaged checkpoint: {error}")
         if problems:
-            raise NoCheckpointError(f"no checkpoint in {self.folder} is intact:\n  " + "\n  ".join(problems))
+            raise NoCheckpointError(
+                f"no checkpoint in {mirror.place(self.folder)} is intact:\n  " + "\n  ".join(problems)
+            )
         raise NoCheckpointError(
-            f"no checkpoint in {self.folder}: expected folders named step-N, found none. "
+            f"no checkpoint in {mirror.place(self.folder)}: expected folders named step-N, found none. "
             "Train first, or give the --model_dir of a run that has saved one."
         )
 
@@ -332,15 +361,15 @@ class CheckpointStore:
         if checkpoint is None:
             last = self._open_last(verify)
             self._warn(
-                f"no checkpoint in {self.folder} is marked as the best, because no evaluation has computed the metric "
-                f"that decides; the last one, step {last.step}, is used"
+                f"no checkpoint in {mirror.place(self.folder)} is marked as the best, because no evaluation has "
+                f"computed the metric that decides; the last one, step {last.step}, is used"
             )
             return last
         try:
             return self._checked(checkpoint, verify)
         except DamagedError as error:
             raise NoCheckpointError(
-                f"the best checkpoint, {checkpoint.path}, is damaged: {error}. "
+                f"the best checkpoint, {mirror.place(checkpoint.path)}, is damaged: {error}. "
                 f"Pass --checkpoint last or a path; {self._available()}."
             ) from error
 
@@ -355,22 +384,23 @@ class CheckpointStore:
             return self._checked(Checkpoint(path), verify)
         except DamagedError as error:
             raise NoCheckpointError(
-                f"--checkpoint {path} is not a valid checkpoint: {error}. "
+                f"--checkpoint {mirror.place(path)} is not a valid checkpoint: {error}. "
                 f"Expected last, best or the path of a folder named step-N; {self._available()}."
             ) from error
 
     def _checked(self, checkpoint: Checkpoint, verify: bool) -> Checkpoint:
         try:
             if verify:
+                parts = [one for one in (checkpoint, checkpoint.full) if one is not None]
                 with byte_progress(f"verifying {checkpoint.path.name}", checkpoint.nbytes) as advance:
-                    checkpoint.verify(advance)
+                    mirror.verify(checkpoint, parts, advance)
         except DamagedError:
             self._damaged.add(checkpoint.path)
             raise
         return checkpoint
 
     def _available(self) -> str:
-        return f"{self.folder} has the steps {self.steps()}"
+        return f"{mirror.place(self.folder)} has the steps {self.steps()}"
 
     def _saved(self) -> tuple[list[Checkpoint], dict[Path, DamagedError]]:
         """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others by path."""
@@ -425,12 +455,20 @@ def _are_rows(saved: ArrayLayout, full: ArrayLayout, numbers: ArrayLayout) -> bo
     return dtype == np.int64 and len(count) == 1 and bool(full[0]) and saved == ((*count, *full[0][1:]), full[1])
 
 
+def _checkpoints_of(path: Path) -> Path:
+    """Returns the folder of checkpoints that a path of a step folder, a `checkpoints` or a model folder names."""
+    if _STEP_FOLDER.fullmatch(path.name):
+        return path.parent
+    return path if path.name == CHECKPOINTS else path / CHECKPOINTS
+
+
 def probe(model_dir: Path) -> None:
     """Tests, before the first step, that checkpoints can be saved in a folder, by saving a tiny one.
 
     Raises:
-        DataError: the folder cannot be written; the message names it.
+        DataError: the folder, or that of the store whose mirror it is, cannot be written; the message names it.
     """
+    mirror.check_writable(Path(model_dir) / CHECKPOINTS)
     folder = temporary_folder(Path(model_dir) / CHECKPOINTS / "step-probe")
     try:
         write_checksummed(folder, arrays=[ArraySource.from_array("probe", np.zeros(1, np.uint8))])

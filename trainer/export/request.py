@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,10 +18,12 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL
 from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
+from data.storage.remote import list_files, url_of
+from trainer.checkpoint.mirror import check_writable
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.schema import MAX_HOTNESS, WIDTH, ModelSchema
 from trainer.checkpoint.store import CHECKPOINTS
-from trainer.default_paths import default_path
+from trainer.default_paths import default_path, local_path
 from trainer.export import FORMATS
 
 # What a server does with an id outside [0, cardinality): take the feature's `unseen_id`, or fail.
@@ -39,7 +42,7 @@ class Request:
 
     Attributes:
         model: verified model folder of a run or of a recommender.
-        output: output folder, which does not exist yet or is empty.
+        output: output folder, which does not exist yet or is empty; the mirror of one that is a URL.
         format: key of FORMATS.
         rows: loader of the rows on which the export is compared with the model; None for random rows.
         oov_policy: what is done with ids outside [0, cardinality).
@@ -66,17 +69,16 @@ def read_request(argv: Sequence[str] | None) -> Request:
     """
     arguments = _parser().parse(argv)
     _check_packages(arguments.format)
-    _check_output(arguments.output)
-    model_dir = default_path("model_dir") if arguments.model_dir is None else arguments.model_dir
+    output = local_path(arguments.output)
+    _check_output(output)
+    model_dir = default_path("model_dir") if arguments.model_dir is None else local_path(arguments.model_dir)
     folder = _model_folder(model_dir.absolute())
-    check_apart(
-        {"--output": arguments.output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS}
-    )
+    check_apart({"--output": output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS})
     model = open_model(folder)
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
     _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
-    return Request(model, arguments.output, arguments.format, loader, arguments.oov_policy)
+    return Request(model, output, arguments.format, loader, arguments.oov_policy)
 
 
 def _parser() -> Parser:
@@ -84,11 +86,10 @@ def _parser() -> Parser:
     add = parser.add_argument
     add(
         "--model_dir",
-        type=Path,
         metavar="M",
-        help="--model_dir of the run (default: as of main.py), or a folder of Recommender.save",
+        help="--model_dir of the run (default: as of main.py), or its URL, or a folder of Recommender.save",
     )
-    add("--output", type=Path, required=True, metavar="DIR", help="folder for the export, created")
+    add("--output", required=True, metavar="DIR", help="folder or URL for the export, created")
     add("--format", choices=FORMATS, required=True, help="what is written")
     add(
         "--dataset_path",
@@ -117,6 +118,14 @@ def _check_packages(wanted: str) -> None:
 
 
 def _check_output(output: Path) -> None:
+    if (url := url_of(output)) is not None:
+        if list_files(url):
+            raise DataError(
+                f"--output {url}: already exists, perhaps in part, from an interrupted upload; remove it, or choose "
+                "another URL"
+            )
+        shutil.rmtree(output, ignore_errors=True)  # the copy of an export that was not uploaded
+        check_writable(output.parent)
     if os.path.lexists(output) and (output.is_symlink() or not output.is_dir() or any(output.iterdir())):
         raise DataError(f"--output {output}: already exists; choose another folder")
     if os.path.ismount(output):

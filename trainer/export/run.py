@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from data.loading.loader import ParquetLoader
 from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import remove_leftovers
 from data.storage.files import draft_beside, sync, unmark_draft
+from data.storage.remote import push_folder, url_of
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
 from trainer.export.comparison import expected_predictions, largest_difference
@@ -25,6 +27,8 @@ from trainer.export.request import ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import SequenceInput
 
+# Files by which a server finds a model; one of them is uploaded last.
+ENTRY_FILES = ("saved_model.pb", "model.onnx", "config.pbtxt")
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
 
@@ -53,7 +57,18 @@ def export(request: Request) -> None:
         if tensors:
             (draft / TENSOR_NAMES).write_text(json.dumps(tensors, indent=2) + "\n")
             print(f"export.py: {len(tensors)} tensors have other names than in the dataset: {TENSOR_NAMES} lists them")
-    print(f"export.py: wrote {request.output}")
+    print(f"export.py: wrote {_upload(request.output)}")
+
+
+def _upload(output: Path) -> str | Path:
+    """Uploads an export if its folder is the mirror of one in an object store; returns where it is."""
+    url = url_of(output)
+    if url is None:
+        return output
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    push_folder(output, url, max(names, key=lambda name: (os.path.basename(name) in ENTRY_FILES, name)))
+    shutil.rmtree(output, ignore_errors=True)
+    return url
 
 
 def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:

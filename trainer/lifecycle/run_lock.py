@@ -162,6 +162,23 @@ class RunLock:
                 folder.rmdir()  # fails on a folder that is not empty
 
 
+def is_locked(folder: Path, kind: LockedFolder = MODEL_DIR) -> bool:
+    """Returns whether a process holds the lock of a folder, as far as the file system tells."""
+    try:
+        descriptor = os.open(folder / kind.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _is_lock_file(descriptor: int) -> bool:
     """Returns whether the file is empty or was written by `_write_holder`; other files must not be overwritten."""
     start = b'{"host":'
