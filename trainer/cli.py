@@ -6,10 +6,14 @@ import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from data.command_line import Parser
+from data.encoding.remote_dataset import pull_dataset
 from data.errors import DataError
+from data.storage.range_cache import CACHE_LIMIT_VARIABLE, parse_size
+from data.storage.remote import CACHE_DIR_VARIABLE, is_url
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.default_paths import DEFAULT_PATHS, default_path
@@ -25,6 +29,9 @@ One worker: python main.py. Several: horovodrun -np N sh hvd_wrapper.sh python m
 # Flags whose values are the names in a registry, besides --model.
 REGISTRIES: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "loss_weighting": LOSS_WEIGHTINGS}
 
+# Flags that take a URL as well as a path.
+URL_FLAGS = ("dataset_path",)
+
 
 def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = True) -> Options:
     """Parse the arguments of main.py into the configuration of a run.
@@ -35,13 +42,28 @@ def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = 
         reads_checkpoint: whether to take the model's flags from the checkpoint, if the run restores one.
 
     Raises:
-        DataError: a flag is unknown, a value is out of range, or flags contradict each other or the checkpoint.
+        DataError: a flag is unknown, a value is out of range, flags contradict each other or the checkpoint, or a
+            remote dataset cannot be read.
         NoCheckpointError: there is no checkpoint to restore.
     """
     given = {name: value for name, value in vars(make_parser().parse(argv)).items() if value is not None}
+    _set_cache(given)
+    if is_url(given.get("dataset_path", "")):
+        outside = given.get("allow_outside_paths", DataOptions.allow_outside_paths)
+        file = given.get("fspec_file", DataOptions.fspec_file)
+        given["dataset_path"] = pull_dataset(given["dataset_path"], file, allow_outside_paths=outside)
     options = make_options(given, reads_checkpoint=reads_checkpoint)
     options.run.check_workers(workers, os.environ)
     return options
+
+
+def _set_cache(given: Mapping[str, Any]) -> None:
+    """Hand --cache_dir and --cache_limit to whatever reads remote files, in this process and those that it starts."""
+    for flag, variable in (("cache_dir", CACHE_DIR_VARIABLE), ("cache_limit", CACHE_LIMIT_VARIABLE)):
+        if flag in given:
+            os.environ[variable] = str(given[flag])
+    if limit := os.environ.get(CACHE_LIMIT_VARIABLE):
+        parse_size(limit)  # a mistake is reported whether or not the limit is needed
 
 
 def make_options(flags: Mapping[str, Any], *, reads_checkpoint: bool = True) -> Options:
@@ -110,6 +132,8 @@ def make_parser() -> Parser:
             if (bare := flag.field.metadata["bare"]) is not None:
                 kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
+            if name in URL_FLAGS:
+                kind |= {"type": _path_or_url}
             group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
     return parser
 
@@ -129,6 +153,11 @@ def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _path_or_url(text: str) -> Path | str:
+    """Return a URL as it is: a Path would turn s3://bucket into s3:/bucket."""
+    return text if is_url(text) else Path(text)
 
 
 class _Parsed(argparse.Action):

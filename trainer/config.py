@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
+from data.storage.remote import url_of
 from data.storage.typed_json import read_typed
 from trainer.layout import InputSchema
 
@@ -112,7 +113,17 @@ class Section:
 class DataOptions(Section):
     """Where the data is and where results go."""
 
-    dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
+    dataset_path: Path = option(
+        None, "dataset folder, the base of the paths in the feature specification; or its URL (s3://, gs://, hdfs://)"
+    )
+    cache_dir: Path | None = option(
+        None, "folder for copies of remote files; default: $RECIPE_CACHE_DIR, else ~/.cache/recommender"
+    )
+    cache_limit: str | None = option(
+        None,
+        "disk that downloaded row groups may take on a host, in bytes or such as 500MiB; default: $RECIPE_CACHE_LIMIT, "
+        "else 20GiB or half of what is free",
+    )
     fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
     allow_outside_paths: bool = option(False, OUTSIDE_PATHS_HELP)
     embedding_sizes_file: Path | None = option(
@@ -703,4 +714,4 @@ class Options:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return (url_of(value) or str(value)) if isinstance(value, Path) else value
