@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DataError, LostInputError
 from data.storage.checksummed_dir import StorageError
+from data.storage.remote import RemoteUnreachableError
 from trainer.checkpoint.mirror import place
 from trainer.checkpoint.store import NoCheckpointError
 from trainer.cli import parse
@@ -140,7 +141,7 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
-        read = " ".join(map(str, config.run.raw)) or folders.dataset_path
+        read = " ".join(map(str, config.run.raw)) or place(folders.dataset_path)
         print(f"data: {read}  checkpoints: {place(folders.model_dir)}  results: {folders.results_dir}", flush=True)
         for line in describe_choices(config):
             print(line, flush=True)
@@ -177,6 +178,8 @@ def _report_failure(error: Exception, env: WorkerEnv, record: WorkerRecord) -> i
 
 
 def _code_of(error: DataError) -> int:
+    if isinstance(error, RemoteUnreachableError):
+        return FAILURE
     return NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -10,13 +11,15 @@ from functools import partial
 from typing import Any, NoReturn
 
 from data.command_line import Parser
+from data.encoding.remote_dataset import pull_dataset
 from data.errors import DataError
-from data.storage.remote import is_url
+from data.storage.range_cache import CACHE_LIMIT_VARIABLE, parse_size
+from data.storage.remote import is_url, url_of
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.checkpoint.starting_model import check_starting_model, flags_of_warm_start, open_starting_model
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
-from trainer.default_paths import DEFAULT_PATHS, default_path, local_path
+from trainer.default_paths import DEFAULT_PATHS, default_path, local_path, set_cache
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
@@ -39,10 +42,18 @@ def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = 
         reads_checkpoint: whether to take the model's flags from the checkpoint, if the run restores one.
 
     Raises:
-        DataError: a flag is unknown, a value is out of range, or flags contradict each other or the checkpoint.
+        DataError: a flag is unknown, a value is out of range, flags contradict each other or the checkpoint, or a
+            remote dataset cannot be read.
         NoCheckpointError: there is no checkpoint to restore.
     """
+    # In time for the flags whose URLs become paths in the cache.
+    set_cache(sys.argv[1:] if argv is None else argv)
     given = {name: value for name, value in vars(make_parser().parse(argv)).items() if value is not None}
+    if limit := os.environ.get(CACHE_LIMIT_VARIABLE):
+        parse_size(limit)  # a mistake is reported whether or not the limit is needed
+    if url := url_of(given.get("dataset_path", "")):
+        outside = given.get("allow_outside_paths", DataOptions.allow_outside_paths)
+        pull_dataset(url, given.get("fspec_file", DataOptions.fspec_file), allow_outside_paths=outside)
     options = make_options(given, reads_checkpoint=reads_checkpoint)
     options.run.check_workers(workers, os.environ)
     return options

@@ -115,7 +115,19 @@ class Section:
 class DataOptions(Section):
     """Where the data is and where results go."""
 
-    dataset_path: Path = option(None, "dataset folder, the base of the paths in the feature specification")
+    dataset_path: Path = option(
+        None,
+        "dataset folder, the base of the paths in the feature specification; or its URL (s3://, gs://, hdfs://)",
+        urls="mirrored",
+    )
+    cache_dir: Path | None = option(
+        None, "folder for copies of remote files; default: $RECIPE_CACHE_DIR, else ~/.cache/recommender"
+    )
+    cache_limit: str | None = option(
+        None,
+        "disk that downloaded row groups may take on a host, in bytes or such as 500MiB; default: $RECIPE_CACHE_LIMIT, "
+        "else 20GiB or half of what is free",
+    )
     fspec_file: str = option("feature_spec.yaml", "feature specification, relative to dataset_path")
     allow_outside_paths: bool = option(False, OUTSIDE_PATHS_HELP)
     embedding_sizes_file: Path | None = option(

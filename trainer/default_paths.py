@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.remote import is_url, mirror_of
+from data.storage.range_cache import CACHE_LIMIT_VARIABLE
+from data.storage.remote import CACHE_DIR_VARIABLE, is_url, mirror_of
 
 # The folders of the public recipe, used if they exist and are writable, and those in the current directory otherwise.
 DEFAULT_PATHS = {
@@ -38,12 +39,29 @@ def path_in(words: Sequence[str], name: str) -> Path:
         words: a command line that ends with flags of main.py.
         name: name of the flag without dashes, a key of DEFAULT_PATHS.
     """
+    found = _word_of(words, name)
+    if found is None or (is_url(found) and name == "results_dir"):  # which is rejected once it is parsed
+        return default_path(name)
+    return local_path(found)
+
+
+def set_cache(words: Sequence[str]) -> None:
+    """Hand the --cache_dir and --cache_limit of a command to whatever reads remote files, here and in child processes.
+
+    Args:
+        words: a command line that ends with flags of main.py.
+    """
+    for name, variable in (("cache_dir", CACHE_DIR_VARIABLE), ("cache_limit", CACHE_LIMIT_VARIABLE)):
+        if (found := _word_of(words, name)) is not None:
+            os.environ[variable] = found
+
+
+def _word_of(words: Sequence[str], name: str) -> str | None:
+    """Return what follows a flag in a command, the last time that it is given; None if it is not."""
     flag, found = f"--{name}", None
     for index, word in enumerate(words):
         if word.startswith(f"{flag}="):
             found = word.partition("=")[2]
         elif word == flag and index + 1 < len(words):
             found = words[index + 1]
-    if found is None or (is_url(found) and name == "results_dir"):  # which is rejected once it is parsed
-        return default_path(name)
-    return local_path(found)
+    return found

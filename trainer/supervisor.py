@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from data.errors import DataError
 from trainer.checkpoint.store import Checkpoint, CheckpointStore, NoCheckpointError
-from trainer.default_paths import path_in
+from trainer.default_paths import path_in, set_cache
 from trainer.lifecycle import processes
 from trainer.lifecycle.errors import DONE, FAILURE, HANG, NO_CHECKPOINT, STOPPED, WRONG_INPUT
 from trainer.lifecycle.processes import carries, kill_marked
@@ -321,6 +321,7 @@ class Supervisor:
     def __init__(self, command: Sequence[str], *, max_restarts: int, grace_seconds: float | None = None):
         self.command = list(command)
         self.results_dir = path_in(command, "results_dir").absolute()
+        set_cache(command)
         self.store = CheckpointStore(path_in(command, "model_dir").absolute(), warn=lambda message: None)
         self.grace_seconds = grace_seconds
         self._restarts = Restarts(max_restarts)

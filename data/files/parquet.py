@@ -10,7 +10,7 @@ them:
 import hashlib
 import os
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import create_new, open_regular, sync, temporary_beside
+from data.storage.range_cache import Range, open_ranges
+from data.storage.remote import RemoteFile
 
 if TYPE_CHECKING:  # takes a second to import, and every command imports this module
     from pandas import DataFrame
@@ -33,6 +35,10 @@ if TYPE_CHECKING:  # takes a second to import, and every command imports this mo
 MAGIC = b"SEALED01"
 _SUM = np.dtype("<u4")
 _TAIL_BYTES = 8  # uint32 length of the footer, then PAR1
+_END_BYTES = 2**16  # of an object that are read at once: most footers are shorter
+_SMALL_GAP = 2**16  # bytes between two columns that are cheaper to read than another request
+# Files of parquet-mr before 1.2.9 understate the lengths of chunks by a page header; Arrow reads so much more of them.
+_MARGIN_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,14 @@ class ChunkChecksums:
             OSError: The file cannot be read.
         """
         with open_regular(self.path) as file:
-            for index in range(self.metadata.num_columns):
+            self.check_in(file, row_group, columns)
+
+    def check_in(self, file: BinaryIO, row_group: int, columns: Collection[str]) -> None:
+        """Does the same in an open file that has the bytes of these chunks at the places that the footer states."""
+        for index in _stored_columns(self.metadata, columns):
+            if _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
                 name = self.metadata.schema.column(index).path
-                # Leaves of a list are named "column.list.element". Names may contain dots themselves, so this can match
-                # a column that was not asked for, which does no harm.
-                is_asked = any(name == column or name.startswith(f"{column}.") for column in columns)
-                if is_asked and _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
-                    raise ValueError(f"column {name!r} does not match its checksum")
+                raise ValueError(f"column {name!r} does not match its checksum")
 
 
 def add_checksums(path: Path) -> None:
@@ -96,14 +103,19 @@ class Footer(NamedTuple):
     sha256: str
 
 
-def read_footer(path: Path) -> Footer:
+def read_footer(path: Path, remote: RemoteFile | None = None) -> Footer:
     """Reads the footer of a file, and its checksums if it has any.
+
+    Args:
+        path: path of the file.
+        remote: the object to read instead, of which `path` is the mirror.
 
     Raises:
         ValueError: The footer does not match its checksum.
         OSError, pyarrow.ArrowException: The file cannot be read as parquet.
+        DataError: The file is not a regular file, or the object cannot be read.
     """
-    with open_regular(path, "a parquet file") as file:
+    with open_regular(path, "a parquet file") if remote is None else _open_end(remote) as file:
         start, footer = _footer(file)
         sum_start = start - len(MAGIC) - _SUM.itemsize
         has_checksums = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
@@ -117,6 +129,47 @@ def read_footer(path: Path) -> Footer:
         stored = _bytes(file, sum_start - length, length)
         sums = np.frombuffer(stored, _SUM).reshape(shape)
         return Footer(metadata, ChunkChecksums(path, metadata, sums), hashlib.sha256(stored + footer).hexdigest())
+
+
+def ranges_of(file: RemoteFile, metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> list[Range]:
+    """Returns the bytes of an object that hold some columns of a row group: ranges [start, stop) with gaps in between.
+
+    What a damaged footer places outside of the object is left out, for whoever decodes the columns to find.
+    """
+    ranges: list[Range] = []
+    places = (_chunk_place(metadata, row_group, index) for index in _stored_columns(metadata, columns))
+    for start, length in sorted(places):
+        stop = min(start + length + _MARGIN_BYTES, file.size)
+        if not 0 <= start < stop:
+            continue
+        if ranges and start - ranges[-1][1] <= _SMALL_GAP:
+            ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
+        else:
+            ranges.append((start, stop))
+    return ranges
+
+
+def _stored_columns(metadata: pq.FileMetaData, columns: Collection[str]) -> Iterator[int]:
+    """Yields the indices of the leaves of some columns in the footer."""
+    for index in range(metadata.num_columns):
+        name = metadata.schema.column(index).path
+        # Leaves of a list are named "column.list.element". Names may contain dots themselves, so this can match
+        # a column that was not asked for, which does no harm.
+        if any(name == column or name.startswith(f"{column}.") for column in columns):
+            yield index
+
+
+def _open_end(remote: RemoteFile) -> BinaryIO:
+    """Opens a local file as long as an object that holds its end, from the checksums on."""
+    length = min(_END_BYTES, remote.size)
+    file = open_ranges(remote, [(remote.size - length, remote.size)])
+    tail = _bytes(file, max(remote.size - _TAIL_BYTES, 0), _TAIL_BYTES)
+    # What the footer says about a column chunk takes more bytes than the chunk's checksum.
+    needed = min(2 * (int.from_bytes(tail[:4], "little") + _TAIL_BYTES) + len(MAGIC) + _SUM.itemsize, remote.size)
+    if not tail.endswith(b"PAR1") or needed <= length:
+        return file
+    file.close()
+    return open_ranges(remote, [(remote.size - needed, remote.size)])
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:
@@ -138,9 +191,14 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
 
 
 def _chunk_sum(file: BinaryIO, metadata: pq.FileMetaData, row_group: int, column: int) -> int:
+    return zlib.crc32(_bytes(file, *_chunk_place(metadata, row_group, column)))
+
+
+def _chunk_place(metadata: pq.FileMetaData, row_group: int, column: int) -> tuple[int, int]:
+    """Returns the offset and the length of a column chunk."""
     chunk = metadata.row_group(row_group).column(column)
     start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
-    return zlib.crc32(_bytes(file, start, chunk.total_compressed_size))
+    return start, chunk.total_compressed_size
 
 
 def _bytes(file: BinaryIO, start: int, length: int) -> bytes:

@@ -18,7 +18,8 @@ from data.loading.groups import GroupedPlan, GroupedRows, read_groups
 from data.loading.lists import Lists, empty_lists, join_rows
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part, PartReader
-from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, SequentialPlan, ShuffledPlan, WindowSlice
+from data.loading.read_ahead import ReadAhead
+from data.loading.shuffle import OPEN_WINDOWS, SHUFFLE_ROWS, RowRange, SequentialPlan, ShuffledPlan, WindowSlice
 from data.memory import check_fits
 from data.spec.feature_spec import FeatureSpec
 
@@ -85,7 +86,7 @@ class StreamReader:
         slices: this worker's slices of the stream, in step order.
         window_rows: maximum number of rows of a window.
         spare: pool of free window buffers, shared between streams; buffers are taken from it and returned to it.
-        pool: threads to decode with.
+        submit: decodes a range of rows into a buffer, in the background.
         truncated: counter to update; see `ParquetLoader.truncated`.
         out_of_vocabulary: counter to update; see `ParquetLoader.out_of_vocabulary`.
     """
@@ -96,12 +97,12 @@ class StreamReader:
         slices: Iterator[WindowSlice],
         window_rows: int,
         spare: list[Batch],
-        pool: ThreadPoolExecutor,
+        submit: Callable[[RowRange, Batch], Future[Decoded]],
         truncated: Counter[str],
         out_of_vocabulary: Counter[str],
     ):
         self._reader, self._slices, self._window_rows = reader, slices, window_rows
-        self._pool, self._truncated, self._out_of_vocabulary = pool, truncated, out_of_vocabulary
+        self._submit, self._truncated, self._out_of_vocabulary = submit, truncated, out_of_vocabulary
         self._open: deque[_OpenWindow] = deque()
         self._spare = spare
 
@@ -113,8 +114,7 @@ class StreamReader:
             for rows_range in part.ranges:
                 end = filled + rows_range.stop - rows_range.start
                 # The task writes to its own rows of the buffer, so ranges are decoded in parallel without locks.
-                result = self._pool.submit(self._reader.decode, *rows_range, slice_rows(buffer, filled, end))
-                decoding.append((filled, result))
+                decoding.append((filled, self._submit(rows_range, slice_rows(buffer, filled, end))))
                 filled = end
             self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
@@ -309,10 +309,10 @@ class ParquetLoader:
         slices, window_rows = self._slices(epoch, first_step)
         # Window sizes depend on the order of the row groups, so a buffer of the last epoch can be too short.
         spare, self._spare = [rows for rows in self._spare if len(rows.rows) >= window_rows], []
-        with _Background() as background:
+        with _Background(self._reader) as background:
             streams = [
                 StreamReader(
-                    self._reader, stream, window_rows, spare, background.pool, self.truncated, self.out_of_vocabulary
+                    self._reader, stream, window_rows, spare, background.submit, self.truncated, self.out_of_vocabulary
                 )
                 for stream in slices
             ]
@@ -443,10 +443,12 @@ class ParquetLoader:
 
 
 class _Background:
-    """Context manager that owns a thread prefetching batches and a pool of decoding threads."""
+    """Context manager that owns a thread prefetching batches, a pool of decoding threads, and those that download."""
 
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
+    def __init__(self, reader: ParquetReader | PartReader) -> None:
+        self._reader = reader
+        self._pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="loader-decode")
+        self._ahead = ReadAhead(reader, self._pool) if reader.remote_bytes else None
         # None marks the end. The queue is bounded by `_room`, which `__exit__` can release to unblock the thread.
         self._ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._room = threading.Semaphore(BATCHES_AHEAD)
@@ -459,9 +461,17 @@ class _Background:
     def __exit__(self, *_: object) -> None:
         self._is_closed.set()
         self._room.release()  # wakes the thread up if it waits for room
-        self.pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
         if self._thread is not None:
             self._thread.join()
+
+    def submit(self, rows: RowRange, out: Batch) -> Future[Decoded]:
+        """Decode a range of rows into `out` in the background; see `ParquetReader.decode`."""
+        if self._ahead is not None:
+            return self._ahead.submit(rows, out)
+        return self._pool.submit(self._reader.decode, *rows, out)
 
     def run(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield the batches, built in the background; re-raise any exception from building them."""

@@ -6,16 +6,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
-from data.files.parquet import ChunkChecksums, arrow_file, read_footer
+from data.files.parquet import ChunkChecksums, arrow_file, ranges_of, read_footer
 from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows, vector_columns
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.loading.identity import DataIdentity
@@ -24,6 +26,8 @@ from data.spec.columns import ALIGNMENTS
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import is_of_system, open_regular
+from data.storage.range_cache import forget_ranges, open_ranges
+from data.storage.remote import RemoteError, RemoteFile, stat, url_of
 
 FOOTER_THREADS = 8
 PROBLEMS_SHOWN = 20
@@ -43,6 +47,7 @@ class ParquetFile:
         stamp: size in bytes and modification time (ns) when the footer was read.
         checksums: checksums of the column chunks, or None if the file has none.
         sha256: checksum of the footer and of `checksums`, hexadecimal.
+        remote: the object in a store of which `path` is the mirror, or None if the file is local.
     """
 
     path: Path
@@ -51,26 +56,32 @@ class ParquetFile:
     stamp: tuple[int, int]
     checksums: ChunkChecksums | None
     sha256: str
+    remote: RemoteFile | None = None
 
     @classmethod
     def open(cls, path: Path) -> "ParquetFile":
-        """Open a file by reading its footer.
+        """Open a file by reading its footer; that of an object in a store, if the path lies in its mirror.
 
         Raises:
-            DataError: if the file does not exist or is not valid parquet.
+            DataError: if the file does not exist or is not valid parquet, or the store cannot be read.
+            LostInputError: if the object was replaced in the meantime.
         """
+        url = url_of(path)
         try:
-            stamp = _stamp(path.stat())
-            metadata, checksums, sha256 = read_footer(path)
-            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums, sha256)
+            remote = None if url is None else stat(url)
+            stamp = _stamp(path.stat()) if remote is None else (remote.size, remote.modified_ns)
+            metadata, checksums, sha256 = read_footer(path, remote)
+            opened = cls(path, metadata, metadata.schema.to_arrow_schema(), stamp, checksums, sha256, remote)
             opened.row_group_rows()
             return opened
-        except DataError:
+        except (DataError, LostInputError):
             raise
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; the feature specification lists it in source_spec") from error
         except READ_ERRORS as error:
-            raise DataError(f"{path}: cannot be read as parquet ({_first_line(error)}); write it again") from error
+            raise DataError(
+                f"{url or path}: cannot be read as parquet ({_first_line(error)}); write it again"
+            ) from error
 
     def row_group_rows(self) -> list[int]:
         """Return the number of rows of each row group."""
@@ -96,6 +107,18 @@ class ParquetFile:
         groups = (self.metadata.row_group(number) for number in range(self.metadata.num_row_groups))
         return np.array([sum(group.column(index).num_values for index in found) for group in groups], np.int64)
 
+    def fetch(self, row_group: int, columns: Sequence[str]) -> None:
+        """Download what `read` needs into the local cache, if the file is remote. Raises as `read` does."""
+        if self.remote is not None:
+            with self._opened(row_group, columns):
+                pass
+
+    def stored_bytes(self, row_group: int, columns: Sequence[str]) -> int:
+        """Return the bytes that `fetch` downloads; 0 for a local file."""
+        if self.remote is None:
+            return 0
+        return sum(stop - start for start, stop in ranges_of(self.remote, self.metadata, row_group, columns))
+
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Read columns of a row group and verify checksums: those of the column chunks, or else of the pages.
 
@@ -103,16 +126,24 @@ class ParquetFile:
             DataError: if the file is damaged.
             LostInputError: if the file is gone, unreadable, or has changed since its footer was read.
         """
-        where = f"{self.path}, row group {row_group}"
+        try:
+            return self._read(row_group, columns)
+        except DataError:
+            if self.remote is None:
+                raise
+            # The copy on the local disk may be damaged, and the object in the store not.
+            forget_ranges(self.remote, ranges_of(self.remote, self.metadata, row_group, columns))
+            return self._read(row_group, columns)
+
+    def _read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        where = f"{self.remote.url if self.remote else self.path}, row group {row_group}"
         try:
             # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
             # Those of the chunks cover everything that page checksums do.
             verifies_pages = self.checksums is None
-            with open_regular(self.path) as file, arrow_file(file) as source:
-                if _stamp(os.fstat(file.fileno())) != self.stamp:
-                    raise LostInputError(f"{self.path}: was changed while it was in use; start again")
+            with self._opened(row_group, columns) as file, arrow_file(file) as source:
                 if self.checksums is not None:
-                    self.checksums.check(row_group, columns)
+                    self.checksums.check_in(file, row_group, columns)
                 with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
                     # No Arrow threads: the loader already decodes row groups in parallel.
                     table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
@@ -131,6 +162,22 @@ class ParquetFile:
         if table.num_rows != self.metadata.row_group(row_group).num_rows:
             raise DataError(f"{where}: its rows differ from its footer; write it again")
         return table
+
+    @contextmanager
+    def _opened(self, row_group: int, columns: Sequence[str]) -> Iterator[BinaryIO]:
+        """Open the file, or a local one that holds these columns of the object at their places."""
+        if self.remote is None:
+            with open_regular(self.path) as file:
+                if _stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise LostInputError(f"{self.path}: was changed while it was in use; start again")
+                yield file
+            return
+        try:
+            opened = open_ranges(self.remote, ranges_of(self.remote, self.metadata, row_group, columns))
+        except RemoteError as error:  # the store could be read before
+            raise LostInputError(str(error)) from error
+        with opened as file:
+            yield file
 
 
 class ColumnGroup:
@@ -151,6 +198,8 @@ class ColumnGroup:
     def __init__(self, files: Sequence[ParquetFile], columns: Sequence[BatchColumn]):
         self.files = tuple(files)
         self.columns = tuple(columns)
+        # Without duplicates: an extra column can also be a feature.
+        self._names = list(dict.fromkeys(column.name for column in columns))
         rows = [file.row_group_rows() for file in self.files]
         counts = np.array([len(groups) for groups in rows], np.int64)
         sizes = np.array([size for groups in rows for size in groups], np.int64)
@@ -170,16 +219,26 @@ class ColumnGroup:
             DataError: if a file is damaged.
             LostInputError: if a file is gone, unreadable, or has changed since its footer was read.
         """
-        # Without duplicates: an extra column can also be a feature.
-        names = list(dict.fromkeys(column.name for column in self.columns))
-        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
-        last = int(np.searchsorted(self.starts, end, side="left"))
-        for index in range(first, last):
+        for index in self._overlapping(begin, end):
             start = int(self.starts[index])
             low, high = max(begin, start), min(end, start + int(self.sizes[index]))
             file, row_group = self.files[self._file[index]], int(self._row_group[index])
-            table = file.read(row_group, names).slice(low - start, high - low)
+            table = file.read(row_group, self._names).slice(low - start, high - low)
             yield low, table
+
+    def fetch(self, begin: int, end: int) -> None:
+        """Download the row groups of the rows [begin, end) into the local cache, unless they are local files."""
+        for index in self._overlapping(begin, end):
+            self.files[self._file[index]].fetch(int(self._row_group[index]), self._names)
+
+    def stored_bytes(self) -> int:
+        """Return the bytes that `fetch` downloads of the longest row group."""
+        longest = int(np.argmax(self.sizes))
+        return self.files[self._file[longest]].stored_bytes(int(self._row_group[longest]), self._names)
+
+    def _overlapping(self, begin: int, end: int) -> range:
+        first = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        return range(first, int(np.searchsorted(self.starts, end, side="left")))
 
     def unpacked_bytes(self) -> int:
         """Return the uncompressed bytes of the columns to decode in the longest row group."""
@@ -362,6 +421,23 @@ class ParquetReader:
     def row_group_bytes(self) -> int:
         """Uncompressed bytes of the columns to decode in the longest row group."""
         return max(group.unpacked_bytes() for group in self._groups)
+
+    @property
+    def remote_bytes(self) -> int:
+        """Bytes that `fetch` downloads of the longest row groups; 0 if all files are local."""
+        return sum(group.stored_bytes() for group in self._groups if group.columns)
+
+    def fetch(self, row_group: int, start: int, stop: int) -> None:
+        """Download what `decode` needs into the local cache, unless the files are local.
+
+        Raises:
+            DataError: if the limit of the cache is less than a row group.
+            LostInputError: if an object is gone, unreadable, or has changed since its footer was read.
+        """
+        begin, end = (int(self._row_group_starts[row_group]) + row for row in (start, stop))
+        for group in self._groups:
+            if group.columns:
+                group.fetch(begin, end)
 
     def allocate(self, rows: int) -> Batch:
         """Allocate a buffer of `rows` rows with undefined contents for `decode`, whose vectors may be float16."""

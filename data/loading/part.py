@@ -40,8 +40,14 @@ class PartReader:
         self.identity = reader.identity.part(self.rows, part.mask.tobytes(), part.bit)
         self.row_bytes, self.buffer_row_bytes = reader.row_bytes, reader.buffer_row_bytes
         self.list_bytes, self.row_group_bytes = reader.list_bytes, reader.row_group_bytes
+        self.remote_bytes = reader.remote_bytes
         self.widest_list, self.longest_row_group = reader.widest_list, reader.longest_row_group
         self.allocate, self.allocate_batch = reader.allocate, reader.allocate_batch
+
+    def fetch(self, row_group: int, start: int, stop: int) -> None:
+        """Download what `decode` needs into the local cache; see `ParquetReader.fetch`."""
+        positions = self._positions(row_group)[start:stop]
+        self._reader.fetch(row_group, int(positions[0]), int(positions[-1]) + 1)
 
     def decode(self, row_group: int, start: int, stop: int, out: Batch) -> Decoded:
         """Decode the rows [start, stop) of the part of a row group into `out`; see `ParquetReader.decode`."""

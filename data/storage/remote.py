@@ -62,6 +62,10 @@ class RemoteError(DataError):
     """A store cannot be read or written; the message names the URL, the cause and what to do."""
 
 
+class RemoteUnreachableError(RemoteError):
+    """A store did not answer, or only with errors that may pass, until the deadline: no mistake in the input."""
+
+
 class RemoteNotFoundError(RemoteError):
     """A URL names no object."""
 
@@ -482,7 +486,7 @@ def _repeated(url: str, what: str, request: Callable[[], _Result]) -> _Result:
                     f"{what} it"
                 ) from None
             if time.monotonic() + pause >= end:
-                raise RemoteError(
+                raise RemoteUnreachableError(
                     f"{url}: cannot {what} after {attempts} attempts in {limit:g} s: {cause}; check that the store can "
                     f"be reached, or wait longer with {DEADLINE_VARIABLE}=SECONDS"
                 ) from None

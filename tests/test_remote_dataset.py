@@ -1,0 +1,193 @@
+"""main.py on a dataset in an object store: the same numbers as on local files, and errors that end all workers."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data.storage import remote
+from main import main
+from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program, words
+from tests.object_store import BUCKET, SECRET, Faults, proxy, s3_server, use
+
+FLAGS = words(
+    "--deep_hidden_units 16 --global_batch_size 64 --eval_batch_size 100 --num_epochs 2 --recipe published --cpu "
+    "--deterministic --log_every 1"
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("local"), ROOT / "feature_specs" / "tiny.yaml", rows=400)
+
+
+@pytest.fixture
+def url(server, local, monkeypatch, tmp_path):
+    """Returns the URL of a copy of the dataset, in a folder of its own."""
+    use(monkeypatch, server, tmp_path / "other_cache")
+    for name in ("RECIPE_CACHE_DIR", "RECIPE_CACHE_LIMIT"):
+        monkeypatch.setenv(name, "")  # restored afterwards: the flags set them
+        del os.environ[name]
+    url = f"s3://{BUCKET}/{secrets.token_hex(4)}"
+    remote.push_folder(local, url, "feature_spec.yaml")
+    return url
+
+
+def folders(path: Path) -> list[str]:
+    return ["--model_dir", str(path / "models"), "--results_dir", str(path / "results")]
+
+
+def flags_of(url: str, path: Path) -> list[str]:
+    cache = ["--cache_dir", str(path / "cache"), "--cache_limit", "1MiB"]
+    return ["--dataset_path", url, *cache, *folders(path)]
+
+
+def weights_of(path: Path) -> dict[str, bytes]:
+    """The content of the files of the last checkpoint."""
+    last = max((path / "models" / "checkpoints").iterdir(), key=lambda step: int(step.name[5:]))
+    arrays = {str(file.relative_to(last)): file.read_bytes() for file in last.rglob("*.bin")}
+    arrays |= {str(file.relative_to(last)): file.read_bytes() for file in last.rglob("*.npy")}
+    assert arrays
+    return arrays
+
+
+def predictions(path: Path) -> list[np.ndarray]:
+    return [column.to_numpy() for column in pq.read_table(path / "p.parquet").columns]
+
+
+def assert_same(path: Path, other: Path) -> None:
+    assert losses(path / "results") == losses(other / "results")
+    assert metrics(path / "results") == metrics(other / "results")
+    assert weights_of(path) == weights_of(other)
+
+
+def test_training_evaluation_and_prediction_equal_those_on_local_files(url, local, tmp_path, capfd):
+    near, far = tmp_path / "near", tmp_path / "far"
+    for path, data in ((near, ["--dataset_path", str(local), *folders(near)]), (far, flags_of(url, far))):
+        must(main([*data, *FLAGS]))
+        must(main([*data, *FLAGS, "--evaluate"]))
+        must(main([*data, *FLAGS, "--predict", str(path / "p.parquet")]))
+    assert_same(near, far)
+    for one, other in zip(predictions(near), predictions(far), strict=True):
+        np.testing.assert_array_equal(one, other)
+    must(main([*flags_of(url, far), *FLAGS, *words("--benchmark --benchmark_steps 3 --benchmark_warmup_steps 1")]))
+    printed = capfd.readouterr()
+    assert f"data: {url}  checkpoints:" in printed.out
+    assert SECRET not in printed.out + printed.err
+    assert json.loads((far / "results" / "args.json").read_text())["dataset_path"] == url
+    written = [path for path in far.rglob("*") if path.is_file()]
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    # Row groups alone were downloaded, into the folder that the flag names.
+    assert not list((far / "cache" / "s3").rglob("*.parquet"))
+    assert list((far / "cache" / "row_groups").iterdir())
+    assert not (tmp_path / "other_cache").exists()
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", "error", "cut"])
+def test_two_workers_equal_those_on_local_files(url, server, local, tmp_path, kind):
+    near, far, faults = tmp_path / "near", tmp_path / "far", Faults(kind)
+    done = run_program(["main.py", "--dataset_path", local, *folders(near), *FLAGS], workers=2)
+    assert done.returncode == 0, done.stderr
+    with proxy(server, faults) as variables:
+        done = run_program(["main.py", *flags_of(url, far), *FLAGS], workers=2, **variables)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    assert_same(near, far)
+    assert bool(faults.hit) == bool(kind)
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+def test_an_object_replaced_in_training_ends_all_workers(url, local, tmp_path):
+    """Another process replaces the training file once the first steps are done."""
+    train = "train_0.parquet"
+    assert (local / train).exists()
+    (tmp_path / "replace.py").write_text(
+        f"""
+import shutil, sys, threading, time
+from pathlib import Path
+sys.argv = ["main.py", *sys.argv[1:]]
+from data.storage import range_cache, remote
+from trainer.trainer import Trainer
+
+def replace(self, *arguments):
+    if self._comm.rank == 0:
+        content = Path({str(local / train)!r}).read_bytes()
+        Path({str(tmp_path / "other")!r}).write_bytes(content[::-1])
+        remote.put(Path({str(tmp_path / "other")!r}), {url + "/" + train!r})
+        shutil.rmtree({str(tmp_path / "cache" / "row_groups")!r})
+    return fit(self, *arguments)
+
+fit, Trainer.fit = Trainer.fit, replace
+from main import main
+import os
+code = main()
+sys.stdout.flush(); sys.stderr.flush()
+os._exit(code)
+"""
+    )
+    arguments = [tmp_path / "replace.py", *flags_of(url, tmp_path), *FLAGS]
+    done = run_program(arguments, workers=2, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert f"{url}/{train}: was replaced while it was in use" in done.stderr
+    assert not list((tmp_path / "models" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code", "said"),
+    [
+        (lambda url: remote.delete(f"{url}/feature_spec.yaml"), 2, "feature_spec.yaml: no such object"),
+        (lambda url: remote.delete(f"{url}/train_0.parquet"), 2, "train_0.parquet: no such object"),
+    ],
+)
+def test_a_missing_object_is_wrong_input(url, tmp_path, capfd, prepare, code, said):
+    prepare(url)
+    assert main([*flags_of(url, tmp_path), *FLAGS]) == code
+    assert f"{url}/{said}" in capfd.readouterr().err
+
+
+def test_a_store_that_stalls_is_a_failure(url, server, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(remote, "REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setenv(remote.DEADLINE_VARIABLE, "2")
+    with proxy(server, Faults("stall", 1)) as stalled:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", stalled["AWS_ENDPOINT_URL"])
+        assert main([*flags_of(url, tmp_path), *FLAGS]) == 1
+    error = capfd.readouterr().err
+    assert f"{url}/feature_spec.yaml: cannot read after" in error
+    assert SECRET not in error
+
+
+def test_a_truncated_object_is_wrong_input(url, local, tmp_path, capfd):
+    shutil.copy(local / "train_0.parquet", tmp_path / "cut")
+    os.truncate(tmp_path / "cut", (tmp_path / "cut").stat().st_size - 500)
+    remote.put(tmp_path / "cut", f"{url}/train_0.parquet")
+    assert main([*flags_of(url, tmp_path), *FLAGS]) == 2
+    assert f"{url}/train_0.parquet: cannot be read as parquet" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--dataset_path s3://user:secret@bucket/data", "contains a user or password before '@'"),
+        ("--dataset_path s3://bucket/data --fspec_file ../other.yaml", "leads out of s3://bucket/data"),
+        ("--cache_limit 20GB", "the cache limit '20GB' is no size"),
+    ],
+)
+def test_mistakes_in_flags_are_reported(url, tmp_path, capfd, flags, said):
+    assert main([*words(flags), *folders(tmp_path), *FLAGS]) == 2
+    error = capfd.readouterr().err
+    assert said in error
+    assert "secret" not in error
