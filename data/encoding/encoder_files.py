@@ -172,12 +172,19 @@ def _check(encoder: Encoder) -> None:
 
 def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
     columns = from_parquet(read(entry["file"]))
-    counts = columns["count"].cast(pa.int64()).to_numpy()
+    counts = _integers(columns, "count")
     unseen_for = np.zeros(len(columns), np.int64)
     if "unseen_for" in columns.column_names:  # earlier versions did not store it
-        unseen_for = columns["unseen_for"].cast(pa.int64()).to_numpy()
+        unseen_for = _integers(columns, "unseen_for")
     buckets, is_list = _count(entry, "oov_buckets"), _flag(entry, "is_list")
     return Vocabulary(_column(entry), columns["value"], counts, buckets, is_list, unseen_for)
+
+
+def _integers(columns: pa.Table, name: str) -> np.ndarray:
+    column = columns[name].cast(pa.int64())
+    if column.null_count:
+        raise ValueError(f"column {name!r} with nulls")
+    return column.to_numpy()
 
 
 def _hashed_ranks(entry: dict[str, Any], read: ReadFile) -> HashedRanks:
