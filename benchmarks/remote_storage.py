@@ -4,10 +4,10 @@
 
 The rows are random ones of Outbrain's 29 features. The store is moto's S3 server, a process of its own on loopback
 that shares the cores with the loader: it shows what the client costs, not what a network does. In turns, a process
-each reads an epoch of the local files, of the store with an empty cache (cold), of the store with a cache that holds
-all row groups (warm), and of the store with a cache of a quarter of the dataset (small). A ratio is the median over
-the turns of the rows per second over those of the local files; `spread` has its smallest and largest value.
-`peak_mib` is the largest peak memory of a process, `disk_mib` the disk that the cache takes in the end.
+each reads an epoch of the local files, and of the store: with an empty cache (cold), with one that holds all row
+groups (warm), and with an empty one limited to a quarter of the dataset (small). A ratio is the median over the turns
+of the rows per second over those of the local files; `spread` has its smallest and largest value. `peak_mib` is the
+largest peak memory of a process, `disk_mib` the disk that the cache takes in the end.
 """
 
 import argparse
@@ -67,11 +67,12 @@ def compare(folder: Path, rows: int, batch: int, repeats: int) -> None:
     parts = remote.cache_dir() / range_cache.FOLDER
     cases: dict[str, list[dict[str, float]]] = {name: [] for name in ("local", "cold", "warm", "small")}
     for _ in range(repeats):
-        shutil.rmtree(parts, ignore_errors=True)
         for name, found in cases.items():
+            if name in ("cold", "small"):
+                shutil.rmtree(parts, ignore_errors=True)
             path, limit = folder / "data" / SPEC if name == "local" else far, stored // 4 if name == "small" else None
             found.append(in_process(path, batch, limit))
-            taken = sum(part.stat().st_blocks * 512 for part in parts.iterdir()) if parts.exists() else 0
+            taken = sum(part.stat().st_blocks * 512 for part in parts.iterdir()) if name != "local" else 0
             found[-1]["disk_mib"] = taken / 2**20
     local = np.array([turn["rows_per_second"] for turn in cases["local"]])
     for name, found in cases.items():

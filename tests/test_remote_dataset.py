@@ -112,36 +112,38 @@ def test_two_workers_equal_those_on_local_files(url, server, local, tmp_path, ki
 @pytest.mark.horovod
 @pytest.mark.slow
 def test_an_object_replaced_in_training_ends_all_workers(url, local, tmp_path):
-    """Another process replaces the training file once the first steps are done."""
+    """The first worker replaces the training file, and empties the cache, when all files are open."""
     train = "train_0.parquet"
     assert (local / train).exists()
+    (tmp_path / "other").write_bytes((local / train).read_bytes()[::-1])
+    done = tmp_path / "replaced"
     (tmp_path / "replace.py").write_text(
         f"""
-import shutil, sys, threading, time
+import os, shutil, sys, time
 from pathlib import Path
-sys.argv = ["main.py", *sys.argv[1:]]
-from data.storage import range_cache, remote
+from data.storage import remote
+from main import main
 from trainer.trainer import Trainer
 
-def replace(self, *arguments):
-    if self._comm.rank == 0:
-        content = Path({str(local / train)!r}).read_bytes()
-        Path({str(tmp_path / "other")!r}).write_bytes(content[::-1])
+def replace(trainer):
+    if os.environ["HOROVOD_RANK"] == "0":
         remote.put(Path({str(tmp_path / "other")!r}), {url + "/" + train!r})
-        shutil.rmtree({str(tmp_path / "cache" / "row_groups")!r})
-    return fit(self, *arguments)
+        for part in Path({str(tmp_path / "cache" / "row_groups")!r}).iterdir():
+            part.unlink()
+        Path({str(done)!r}).touch()
+    while not Path({str(done)!r}).exists():
+        time.sleep(0.01)
+    return fit(trainer)
 
 fit, Trainer.fit = Trainer.fit, replace
-from main import main
-import os
 code = main()
-sys.stdout.flush(); sys.stderr.flush()
+sys.stdout.flush(), sys.stderr.flush()
 os._exit(code)
 """
     )
     arguments = [tmp_path / "replace.py", *flags_of(url, tmp_path), *FLAGS]
     done = run_program(arguments, workers=2, timeout=200)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr
     assert f"{url}/{train}: was replaced while it was in use" in done.stderr
     assert not list((tmp_path / "models" / "checkpoints").glob("step-*"))
 

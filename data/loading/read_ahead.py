@@ -9,7 +9,7 @@ from data.loading.decode import Decoded
 from data.loading.parquet import ParquetReader
 from data.loading.part import PartReader
 from data.loading.shuffle import RowRange
-from data.storage.range_cache import cache_limit
+from data.storage.range_cache import enforced_limit
 
 FETCH_THREADS = 4
 ROW_GROUPS_AHEAD = 8
@@ -30,7 +30,7 @@ class ReadAhead:
 
     def __init__(self, reader: ParquetReader | PartReader, pool: ThreadPoolExecutor):
         self._reader, self._pool = reader, pool
-        self._most = min(ROW_GROUPS_AHEAD, cache_limit() // SHARE_OF_CACHE // max(1, reader.remote_bytes))
+        self._most = min(ROW_GROUPS_AHEAD, enforced_limit() // SHARE_OF_CACHE // max(1, reader.remote_bytes))
         self._fetching = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="loader-fetch")
         self._lock = threading.Lock()
         # By number of submission: what is not fetched yet, and the downloads of what nobody decodes yet.

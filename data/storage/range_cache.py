@@ -52,13 +52,19 @@ def parse_size(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def cache_limit() -> int:
-    """Returns the bytes of disk that all parts may take: $RECIPE_CACHE_LIMIT, else 20 GiB or half of what is free.
+def enforced_limit() -> int:
+    """Returns the bytes of disk that all parts may take, and removes what an earlier, higher limit has left beyond it.
+
+    It is $RECIPE_CACHE_LIMIT, else 20 GiB or, where this is less, half of the free disk.
 
     Raises:
         DataError: The variable states no size.
     """
-    return _limit(sum(part.taken for part in _parts(_folder())))
+    folder = _folder()
+    if not folder.exists():
+        return _limit(0)
+    with _locked(folder):
+        return _make_room(0, folder).limit
 
 
 def open_ranges(file: RemoteFile, ranges: Sequence[Range]) -> BinaryIO:
@@ -165,13 +171,26 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return False
 
 
+class _Room(NamedTuple):
+    """The limit of the cache, and the bytes of it that are free, negative if parts in use exceed the limit."""
+
+    limit: int
+    free: int
+
+
 def _reserve(descriptor: int, file: RemoteFile, ranges: Sequence[Range], folder: Path) -> None:
     """Allocates the blocks of a part as soon as the limit leaves room for them."""
     needed = sum(-(-stop // DISK_BLOCK) - start // DISK_BLOCK for start, stop in ranges) * DISK_BLOCK
     end = time.monotonic() + ROOM_PATIENCE
     while True:
         with _locked(folder):
-            if _make_room(needed, file, folder):
+            room = _make_room(needed, folder)
+            if needed > room.limit:
+                raise DataError(
+                    f"{file.url}: a row group takes {needed:,} bytes, and the cache in {folder} may take "
+                    f"{room.limit:,}; raise --cache_limit, or write the file again with smaller row groups"
+                )
+            if needed <= room.free:
                 os.ftruncate(descriptor, file.size)
                 for start, stop in ranges:
                     os.posix_fallocate(descriptor, start, stop - start)
@@ -184,22 +203,17 @@ def _reserve(descriptor: int, file: RemoteFile, ranges: Sequence[Range], folder:
         time.sleep(ROOM_PAUSE)
 
 
-def _make_room(needed: int, file: RemoteFile, folder: Path) -> bool:
-    """Removes parts, those used longest ago first, until there is room; returns whether there is."""
+def _make_room(needed: int, folder: Path) -> _Room:
+    """Removes parts, those used longest ago first, until there is room or all others are in use."""
     parts = sorted(_parts(folder))
     used = sum(part.taken for part in parts)
     limit = _limit(used)
-    if needed > limit:
-        raise DataError(
-            f"{file.url}: a row group takes {needed:,} bytes, and the cache in {folder} may take {limit:,}; raise "
-            "--cache_limit, or write the file again with smaller row groups"
-        )
     for part in parts:
         if used + needed <= limit:
             break
         if _remove(part.path):
             used -= part.taken
-    return used + needed <= limit
+    return _Room(limit, limit - used)
 
 
 def _limit(used: int) -> int:
