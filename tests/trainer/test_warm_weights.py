@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.helpers import left_to_all, words
 from trainer.checkpoint.run_state import Origin
@@ -20,6 +21,9 @@ from trainer.config import Options
 from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
+from trainer.optimizers.optimizer import Optimizer, ParameterGroup
+from trainer.optimizers.rules import Adagrad, AdamW
+from trainer.optimizers.schedules import Constant
 from trainer.tasks.task import logit_columns, tasks_of
 from trainer.variables import TableRows, assign_rows
 
@@ -252,3 +256,40 @@ def test_averages_and_missed_steps_of_what_is_new():
         np.testing.assert_allclose(found[40:], weights[40:] * (1 - momentum**steps), rtol=1e-6)
         missed = source.read(f"{table}.last_step", 0, 45, np.zeros(45, np.float32))
         np.testing.assert_array_equal(missed, [*range(40), *[steps] * 5])
+
+
+def test_known_features_come_first_and_tasks_stay():
+    """A task between two others is between them in the chain of aitm, and may not move to its end."""
+    old = ModelSchema(FEATURES[:2], (CLICK, KIND))
+    spec = ModelSchema((NEW[0], *FEATURES[1::-1]), (CLICK, TaskEntry("cart", "binary"), KIND)).spec()
+    ordered = ModelSchema.of(old.ordered(spec), {})
+    assert [entry.name for entry in ordered.features] == ["item", "shop", "brand"]
+    assert [task.name for task in ordered.tasks] == ["click", "cart", "kind"]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adagrad"])
+def test_decay_of_missed_steps(rule):
+    """A row that no step has touched catches up on all steps since its last one, before and after the warm start."""
+    steps, now, rate, factor, table = 30, 37, 0.01, 0.03, "embeddings/deep.item"
+    old = build(FEATURES[:6], [CLICK], "", 1)
+    grown = [replace(entry, cardinality=45) if entry.name == "item" else entry for entry in FEATURES[:6]]
+    new = build(grown, [CLICK], f"--optimizer {rule}", 2)
+    last_step = np.random.default_rng(0).integers(steps + 1, size=40).astype(np.float32)
+    shapes = {name: tuple(own.shape) for name, own in new.model.weights_by_name.items()} | {f"{table}.last_step": (45,)}
+    model = starting_model(old, steps, old.weights | {f"{table}.last_step": last_step}, optimizer=rule)
+    source = WarmSource(model, new.config, new.schema.spec(), new.layout, shapes, new.model.weights_by_name)
+    weights = source.read(table, 0, 45, new.weights[table])
+    variable = tf.Variable(weights)
+    decays = {"adamw": AdamW(weight_decay=factor), "adagrad": Adagrad()}[rule]
+    l2 = {table: factor} if rule == "adagrad" else {}
+    optimizer = Optimizer(ParameterGroup(decays, Constant(rate), {}, {table: variable}, l2))
+    state = optimizer.table_state(table)[".last_step"]
+    state.assign(source.read(f"{table}.last_step", 0, 45, state.numpy()))
+    touched = np.arange(0, 45, 2)
+    none = tf.IndexedSlices(tf.zeros((len(touched), 4)), tf.constant(touched), tf.constant([45, 4]))
+    optimizer.apply({table: none}, tf.constant(now))
+    missed = now - np.array([*last_step, *[steps] * 5], np.float64)
+    per_step = rate * factor if rule == "adamw" else 2 * factor * rate / np.sqrt(0.1 + 1e-7)
+    expected = weights.astype(np.float64) * (1 - per_step * missed)[:, np.newaxis]
+    np.testing.assert_allclose(variable.numpy()[touched], expected[touched], rtol=1e-6)
+    np.testing.assert_array_equal(variable.numpy()[1::2], weights[1::2])

@@ -234,8 +234,8 @@ class WarmSource:
                 raise NoMatch(f"the model that the run starts from has no {old}")
             width, old_width = self._shapes[name][1], self._arrays[old][0][1]
             # Wide weights have a column per logit, and other tables numbers without a name.
-            outputs = (self._axes.outputs, self._old_axes.outputs) if name.startswith(WIDE) else (None, None)
-            columns = indices(*outputs, width, old_width)
+            names, old_names = (self._axes.outputs, self._old_axes.outputs) if name.startswith(WIDE) else (None, None)
+            columns = indices(names, old_names, width, old_width)
             if columns is None:
                 raise NoMatch(f"its width was {old_width} and is {width}")
             self._tables[name] = Match(old, (columns,), rows)
