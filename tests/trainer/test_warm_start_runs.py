@@ -159,7 +159,11 @@ def test_two_workers_and_shards_equal_one_worker(tmp_path):
         other = last(tmp_path / name)
         assert other.step == one.step and other.arrays.keys() == one.arrays.keys()
         for array in one.arrays:
-            np.testing.assert_allclose(other.read(array), one.read(array), rtol=1e-3, atol=1e-4, err_msg=array)
+            # Row 0 of a table is padding's: whether it decays depends on how gradients are summed.
+            own = slice(1, None) if array.startswith("embeddings/") else ...
+            np.testing.assert_allclose(
+                other.read(array)[own], one.read(array)[own], rtol=1e-3, atol=1e-4, err_msg=f"{name} {array}"
+            )
 
 
 @pytest.mark.slow
