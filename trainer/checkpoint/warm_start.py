@@ -120,8 +120,11 @@ class WarmSource:
         steps, values = self._model.origin.steps, initial.copy()
         if part == LAST_STEP:  # what starts now has missed no steps
             values = np.full_like(initial, steps)
-        elif part == AVERAGE:  # and its average is its value
-            values *= np.float32(-math.expm1(steps * math.log(self._config.training.ema_momentum)))
+        elif part == AVERAGE:  # as of the last update, and divided by 1 - momentum^step, an average is the value
+            shape = initial.shape[:1] if weight.startswith("embeddings/") else ()
+            updated = self.read(f"{weight}.{LAST_STEP}", start, stop, np.zeros(shape, np.float32))
+            factor = -np.expm1(updated * math.log(self._config.training.ema_momentum))
+            values = (initial * (factor[:, np.newaxis] if shape else factor)).astype(initial.dtype)
         match = self._matches[name]
         if match is None:
             return values
