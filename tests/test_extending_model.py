@@ -64,3 +64,8 @@ def test_toy_model_is_trained_and_restored(tmp_path):
     assert main([*paths, *small, "--results_dir", str(tmp_path / "evaluated"), "--evaluate"]) == 0
     trained, evaluated = metrics(tmp_path / "trained"), metrics(tmp_path / "evaluated")
     np.testing.assert_allclose(evaluated["loss_val"], trained["loss_val"], rtol=1e-6)
+    # A warm start on the same features and tasks needs no `axes`.
+    warm = ["--dataset_path", str(data), "--model_dir", str(tmp_path / "warm"), *small, "--deep_learning_rate", "1e-30"]
+    results = ["--results_dir", str(tmp_path / "warm_results")]
+    assert main([*warm, *results, "--warm_start", str(tmp_path / "model")]) == 0
+    np.testing.assert_allclose(metrics(tmp_path / "warm_results")["loss_val"], trained["loss_val"], rtol=1e-6)

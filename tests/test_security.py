@@ -160,6 +160,7 @@ HOSTILE_FILES = {
     "no parquet": ("vocabulary.user.parquet", b"PAR1" * 100),
     "no columns": ("vocabulary.user.parquet", as_parquet(other=[1])),
     "lists for values": ("vocabulary.user.parquet", as_parquet(value=[[1], [2]], count=[1, 1], id=[3, 4])),
+    "nulls for values": ("vocabulary.user.parquet", as_parquet(value=[1, None], count=[1, 1], id=[3, 4])),
     "nulls for counts": ("vocabulary.user.parquet", as_parquet(value=[1, 2], count=[1, None], id=[3, 4])),
     "texts for counts": ("vocabulary.user.parquet", as_parquet(value=[1, 2], count=["x", "y"], id=[3, 4])),
     "texts for numbers": ("table.rate.parquet", as_parquet(value=["a"], number=["x"])),

@@ -348,8 +348,9 @@ def _flags_of_rank_0(config: Options, comm: "Comm") -> Options:
     if run.trains:
         checkpoint = run.checkpoint if resumes else None
         model_of = None if start is None else Path(start)
+        which = None if start is None else run.warm_start_checkpoint  # which only rank 0 opens
         run = replace(
-            run, use_checkpoint=resumes, checkpoint=checkpoint, warm_start=model_of, warm_start_checkpoint=None
+            run, use_checkpoint=resumes, checkpoint=checkpoint, warm_start=model_of, warm_start_checkpoint=which
         )
     known = section_flags(TrainingOptions)
     return replace(

@@ -176,6 +176,8 @@ def _vocabulary(entry: dict[str, Any], read: ReadFile) -> Vocabulary:
     unseen_for = np.zeros(len(columns), np.int64)
     if "unseen_for" in columns.column_names:  # earlier versions did not store it
         unseen_for = _integers(columns, "unseen_for")
+    if counts[columns["value"].is_null().to_numpy()].any():
+        raise ValueError(f"{entry['file']}: a free id, whose value is null, has a count")
     buckets, is_list = _count(entry, "oov_buckets"), _flag(entry, "is_list")
     return Vocabulary(_column(entry), columns["value"], counts, buckets, is_list, unseen_for)
 

@@ -11,7 +11,7 @@ import yaml
 
 import preprocess
 from data.encoding.encoder_files import load_encoders
-from data.encoding.encoders import Vocabulary
+from data.encoding.encoders import CrossedIds, Vocabulary
 from main import main
 from tests.helpers import losses, must, words
 from trainer.checkpoint.store import Checkpoint, CheckpointStore
@@ -44,24 +44,29 @@ FLAGS = words(
 )
 
 
-def make_day(folder: Path, first_item: int, *, seed: int = 0, spec: Mapping = SPEC) -> Path:
-    """A dataset of random rows whose items are 400 numbers from `first_item` on, as text."""
+def make_day(
+    folder: Path,
+    first_item: int,
+    *more: str,
+    seed: int = 0,
+    spec: Mapping = SPEC,
+    items: int = 400,
+    rows: int = ROWS,
+) -> Path:
+    """A dataset of random rows, whose items are numbers from `first_item` on, as text; `more` is for preprocess.py."""
     rng = np.random.default_rng(seed)
-    names = [f"i{first_item + int(number)}" for number in range(400)]
+    names = [f"i{first_item + number}" for number in range(items)]
     (raw := folder / "raw").mkdir(parents=True)
-    lines = ["click,item,seen,shop,site,price,place"]
-    for _ in range(ROWS):
+    lines = ["click,item,seen,shop,site,price,place,tag"]
+    for _ in range(rows):
         item, seen = rng.choice(names, 2), " ".join(rng.choice(names, rng.integers(1, 4)))
         shop, site, place = rng.integers(5, size=3)
-        lines.append(f"{int(rng.random() < 0.3)},{item[0]},{seen},s{shop},w{site},{rng.random():.3f},p{place}")
+        tag, click, price = rng.integers(60), int(rng.random() < 0.3), f"{rng.random():.3f}"
+        lines.append(f"{click},{item[0]},{seen},s{shop},w{site},{price},p{place},t{tag}")
     (raw / "logs.csv").write_text("\n".join(lines) + "\n")
     (raw / "raw.yaml").write_text(yaml.safe_dump(dict(spec), sort_keys=False))
-    assert (
-        preprocess.main(
-            ["--input", str(raw), "--feature_spec_in", str(raw / "raw.yaml"), "--output", str(folder / "data")]
-        )
-        == 0
-    )
+    places = {"--input": raw, "--feature_spec_in": raw / "raw.yaml", "--output": folder / "data"}
+    must(preprocess.main([*(str(part) for place in places.items() for part in place), *more]))
     return folder / "data"
 
 
@@ -129,8 +134,10 @@ def test_same_data_equals_resuming(days, tmp_path, variant):
 def ids_by_value(data: Path, feature: str) -> dict[str, int]:
     """The ids of a vocabulary, from its values and the layout of ids alone."""
     encoder = load_encoders(data / "workflow")[feature]
+    encoder = encoder.encoder if isinstance(encoder, CrossedIds) else encoder
     assert isinstance(encoder, Vocabulary)
-    return {value: 2 + encoder.oov_buckets + at for at, value in enumerate(encoder.values.to_pylist())}
+    values = enumerate(encoder.values.to_pylist())
+    return {value: 2 + encoder.oov_buckets + at for at, value in values if value is not None}
 
 
 # The rate is so small that no weight changes: what the first checkpoint holds is what the run has started from.

@@ -30,11 +30,14 @@ class RowMap:
         sources: [rows] int64, the row of the old table that each row takes its values from; -1 for initial values.
         is_known: [rows] bool, whether that row had the same value. Others are new: copies of the row of unseen values.
         old_rows: number of rows of the old table.
+        free, old_free: number of rows of both tables that are of no value, because their ids wait to be used again.
     """
 
     sources: np.ndarray
     is_known: np.ndarray
     old_rows: int
+    free: int = 0
+    old_free: int = 0
 
     @property
     def known(self) -> int:
@@ -44,12 +47,12 @@ class RowMap:
     @property
     def new(self) -> int:
         """Number of rows whose value is new."""
-        return len(self.sources) - self.known
+        return len(self.sources) - self.known - self.free
 
     @property
     def gone(self) -> int:
         """Number of rows of the old table whose value is gone."""
-        return self.old_rows - self.known
+        return self.old_rows - self.known - self.old_free
 
 
 class NoMatch(Exception):
@@ -113,7 +116,7 @@ def _by_value(encoder: Vocabulary, old: Vocabulary, rows: int, old_rows: int) ->
     # Of more buckets than before, values go to these by the remainder of their hash.
     sources[first + buckets] = first + buckets % old.oov_buckets
     is_known[first + buckets] = buckets < old.oov_buckets
-    return RowMap(sources, is_known, old_rows)
+    return RowMap(sources, is_known, old_rows, encoder.values.null_count, old.values.null_count)
 
 
 def _changed(encoder: Encoder, old: Encoder) -> str:

@@ -201,8 +201,11 @@ class ModelSchema:
         return FeatureSpec(Path(), features, {}, channels, {}, sequences)
 
     def ordered(self, spec: FeatureSpec) -> FeatureSpec:
-        """Reorders the channels and sequences of a specification: what this schema has comes first, in its order."""
-        names = [*(entry.name for entry in self.features), *(task.name for task in self.tasks)]
+        """Reorders the features and sequences of a specification: what this schema has comes first, in its order.
+
+        Tasks stay in the order of the specification, which has a meaning for some models.
+        """
+        names = [entry.name for entry in self.features]
         own = {sequence.name: sequence for sequence in self.sequences}
         sequences = sorted(spec.sequences, key=lambda one: list(own).index(one.name) if one.name in own else len(own))
         sequences = [

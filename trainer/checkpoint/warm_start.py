@@ -1,11 +1,11 @@
 """Presents an earlier model in the shapes of a new one, for a warm start: block by block, and matched by name."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,11 +25,14 @@ from trainer.optimizers.optimizer import AVERAGE, LAST_STEP
 from trainer.tasks.task import tasks_of
 
 DEEP, WIDE, VECTOR = "embeddings/deep.", "embeddings/wide.", "embeddings/vector."
+TRAINING_ONLY = "training_only/id."
 # A span of an old table is read where it is at most so many times as long as the rows that are needed of it.
 MOST_SPAN = 4
 # Old arrays whose rows are needed in another order, which are held in memory as a whole: tables are read in parallel.
 ARRAYS_HELD = 2
 TABLES_SHOWN = 100
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,11 @@ class WarmSource:
         self._old_by_key = {old_axes.of(name).key: name for name in self._arrays if not name.startswith("embeddings/")}
         self._axes, self._old_axes = axes, old_axes
         self._cold: dict[str, str] = {}
-        maps = _FeatureMaps(spec, old_spec, _encoders(spec.folder / ENCODERS_FOLDER), _encoders(model.workflow))
-        self._tables = dict(self._map_tables(maps, layout, old_layout))
+        encoders, old_encoders = _encoders(spec.folder / ENCODERS_FOLDER), _encoders(model.workflow)
+        self._lacks_encoders = "" if bool(encoders) == bool(old_encoders) else "model" if encoders else "dataset"
+        maps = _FeatureMaps(spec, old_spec, encoders, old_encoders)
+        self._tables: dict[str, Match] = {}
+        self._match_tables(maps, layout, old_layout)
         before, now = model.options.get("optimizer"), config.deep_optimizer.rule
         self._keeps_slots = model.is_run and before == now
         self._matches = {name: self._match(name) for name in shapes}
@@ -114,8 +120,11 @@ class WarmSource:
         steps, values = self._model.origin.steps, initial.copy()
         if part == LAST_STEP:  # what starts now has missed no steps
             values = np.full_like(initial, steps)
-        elif part == AVERAGE:  # and its average is its value
-            values *= np.float32(-math.expm1(steps * math.log(self._config.training.ema_momentum)))
+        elif part == AVERAGE:  # as of the last update, and divided by 1 - momentum^step, an average is the value
+            shape = initial.shape[:1] if weight.startswith("embeddings/") else ()
+            updated = self.read(f"{weight}.{LAST_STEP}", start, stop, np.zeros(shape, np.float32))
+            factor = -np.expm1(updated * math.log(self._config.training.ema_momentum))
+            values = (initial * (factor[:, np.newaxis] if shape else factor)).astype(initial.dtype)
         match = self._matches[name]
         if match is None:
             return values
@@ -170,10 +179,10 @@ class WarmSource:
         if part and not self._keeps(weight, part):
             return None
         suffix, shape = f".{part}" if part else "", self._shapes[name]
-        if weight.startswith("embeddings/"):
-            table = self._tables.get(weight)
-            old = None if table is None else f"{table.old}{suffix}"
-            return None if table is None or old not in self._arrays else Match(str(old), table.places, table.rows)
+        if (table := self._tables.get(weight)) is not None:
+            return replace(table, old=table.old + suffix) if table.old + suffix in self._arrays else None
+        if weight.startswith("embeddings/") or weight in self._cold:
+            return None
         axes = self._axes.of(weight)
         old_weight = self._old_by_key.get(axes.key)
         if old_weight is None or old_weight + suffix not in self._arrays:
@@ -202,46 +211,52 @@ class WarmSource:
         is_wide = weight.startswith(WIDE) or weight.endswith(("/wide_numerical", "/wide_bias"))
         return self._model.is_run and (part == LAST_STEP or is_wide or self._keeps_slots)
 
-    def _map_tables(self, maps: "_FeatureMaps", layout: InputSchema, old: InputSchema) -> Iterator[tuple[str, Match]]:
-        old_deep, columns = {one.name: one for one in old.deep}, self._places_of_outputs()
+    def _match_tables(self, maps: "_FeatureMaps", layout: InputSchema, old: InputSchema) -> None:
+        """Finds the old table of each table, and notes why others start cold."""
+        deep = {one.name: one.table for one in old.deep}
         for table in tables_of(layout.deep):
-            try:
-                feature = maps.best(
-                    [one.name for one in layout.deep if one.table == table.name and one.name in old_deep]
-                )
-                before = old_deep[feature]
-                if before.width != table.width:
-                    raise NoMatch(f"its width was {before.width} and is {table.width}")
-                yield f"{DEEP}{table.name}", Match(f"{DEEP}{before.table}", _all(table.width), maps.of(feature))
-            except NoMatch as why:
-                self._cold[f"{DEEP}{table.name}"] = str(why)
-        for one in layout.wide:
-            name = f"{WIDE}{one.name}"
-            if name in self._shapes and name in self._arrays:
-                with suppress(NoMatch):  # reported for the deep part, or for another feature of the table
-                    yield name, Match(name, (columns,), maps.of(one.name))
-        of_vectors = {own.name: own.of for own in old.pretrained if own.trained}
+            feature = maps.best([one.name for one in layout.deep if one.table == table.name and one.name in deep])
+            self._match_table(f"{DEEP}{table.name}", f"{DEEP}{deep.get(feature)}", maps, feature)
+        for name in (one.name for one in layout.wide if f"{WIDE}{one.name}" in self._shapes):
+            self._match_table(f"{WIDE}{name}", f"{WIDE}{name}", maps, name)
+        for name in layout.training_only.names[: len(layout.training_only.cardinalities)]:
+            table_name = f"{self._config.model.model}/{TRAINING_ONLY}{name}"
+            self._match_table(table_name, table_name, maps, name)
+        looked_up_by = {own.name: own.of for own in old.pretrained if own.trained}
         for vector in layout.pretrained:
             name = f"{VECTOR}{vector.name}"
-            same = vector.trained and of_vectors.get(vector.name) == vector.of
-            if same and self._arrays.get(name, ((), None))[0][1:] == (vector.dimension,):
-                with suppress(NoMatch):
-                    yield name, Match(name, _all(vector.dimension), maps.of(vector.of))
+            if vector.trained and looked_up_by.get(vector.name) == vector.of:
+                self._match_table(name, name, maps, vector.of)
+            elif vector.trained:
+                self._cold[name] = f"the model that the run starts from has none that are trained and of {vector.of}"
 
-    def _places_of_outputs(self) -> np.ndarray:
-        names, old = self._axes.outputs, self._old_axes.outputs
-        return np.array([old.index(name) if name in old else -1 for name in names], np.int64)
+    def _match_table(self, name: str, old: str, maps: "_FeatureMaps", feature: str) -> None:
+        try:
+            rows = maps.of(feature)
+            if old not in self._arrays:
+                raise NoMatch(f"the model that the run starts from has no {old}")
+            width, old_width = self._shapes[name][1], self._arrays[old][0][1]
+            # Wide weights have a column per logit, and other tables numbers without a name.
+            names, old_names = (self._axes.outputs, self._old_axes.outputs) if name.startswith(WIDE) else (None, None)
+            columns = indices(names, old_names, width, old_width)
+            if columns is None:
+                raise NoMatch(f"its width was {old_width} and is {width}")
+            self._tables[name] = Match(old, (columns,), rows)
+        except NoMatch as why:
+            self._cold[name] = str(why)
 
     # The report
 
     def _describe(self, before: str, now: str) -> list[str]:
         """Returns lines about tables whose rows are not all known, and about what starts cold."""
-        model, tables = self._model, {name: one for name, one in self._tables.items() if name.startswith(DEEP)}
+        model, tables, cold = self._model, _by_feature(self._tables), _by_feature(self._cold)
         lines = [f"warm start from {model.weights.path}, step {model.origin.steps}"]
         if not model.is_run:
             lines.append("warning: a model folder has no state of the optimizer, which starts cold, at step 0")
         elif not self._keeps_slots:
             lines.append(f"the state of the deep part's optimizer starts cold: it was {before} and is {now}")
+        if self._lacks_encoders:
+            lines.append(f"warning: rows are matched by id: the {self._lacks_encoders} has no encoders of raw values")
         changed = {name: one.rows for name, one in tables.items() if one.rows and (one.rows.new or one.rows.gone)}
         if same := len(tables) - len(changed):
             lines.append(f"{same} table(s) have the rows that they had")
@@ -250,11 +265,8 @@ class WarmSource:
         for name, rows in list(changed.items())[:TABLES_SHOWN]:
             size = len(rows.sources)
             grown = f"{rows.old_rows:,} -> {size:,}" if size != rows.old_rows else ""
-            shown = name.removeprefix(DEEP)
-            lines.append(f"{shown:<24}{size:>12,}{rows.known:>12,}{rows.new:>10,}{rows.gone:>10,}  {grown}".rstrip())
-        lines += [
-            f"starts cold: {name.removeprefix(DEEP)}: {why}" for name, why in list(self._cold.items())[:TABLES_SHOWN]
-        ]
+            lines.append(f"{name:<24}{size:>12,}{rows.known:>12,}{rows.new:>10,}{rows.gone:>10,}  {grown}".rstrip())
+        lines += [f"starts cold: {name}: {why}" for name, why in list(cold.items())[:TABLES_SHOWN]]
         return lines
 
 
@@ -266,10 +278,8 @@ class _FeatureMaps:
         self._found: dict[str, RowMap] = {}
 
     def best(self, names: list[str]) -> str:
-        """Returns which of the features of a table tells most about its rows: one with a vocabulary if there is one."""
-        if not names:
-            raise NoMatch("none of its features was in the model that the run starts from")
-        return next((name for name in names if isinstance(self._encoders.get(name), Vocabulary)), names[0])
+        """Returns which of the features of a table tells most about its rows: one with a vocabulary; "" of none."""
+        return next((name for name in names if isinstance(self._encoders.get(name), Vocabulary)), [*names, ""][0])
 
     def of(self, name: str) -> RowMap:
         """Returns the row map of a feature. Raises NoMatch if its ids have another meaning than before."""
@@ -286,5 +296,10 @@ def _encoders(folder: Path | None) -> Encoders:
     return load_encoders(folder) if folder is not None and (folder / SETTINGS_FILE).is_file() else {}
 
 
-def _all(width: int) -> tuple[np.ndarray]:
-    return (np.arange(width),)
+def _by_feature(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values by the names of features instead of tables: of a feature in several parts, that of the first."""
+    found: dict[str, Value] = {}
+    for name, value in values.items():
+        feature = name.removeprefix(DEEP).removeprefix(WIDE).removeprefix(VECTOR).split(f"/{TRAINING_ONLY}")[-1]
+        found.setdefault(feature, value)
+    return found
