@@ -135,9 +135,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--retire_after", type=whole_number(1), metavar="N", help="with --extend: free the ids of values unseen N times"
     )
-    add(
-        "--scalers", choices=(KEEP, UPDATE), help="with --extend: keep the scaling of numbers (default), or fit it anew"
-    )
+    add("--scalers", choices=(KEEP, UPDATE), help="with --extend: keep the scaling of numbers (default), or refit it")
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
     add("--label", nargs="+", action="extend", default=[], metavar="COLUMN", help="with --infer: columns to learn")
     add("--time", metavar="COLUMN", help="with --infer: column of the time, by which rows are split")

@@ -1,11 +1,15 @@
 """How the tests are collected: the longest files first, and TensorFlow untouched until the first test runs."""
 
 import gc
+import secrets
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.object_store import BUCKET, s3_server, use
 
 # A change is checked with the same examples everywhere; without this profile, every run draws new ones.
 settings.register_profile("repeatable", derandomize=True)
@@ -37,3 +41,17 @@ def pytest_collection_finish() -> None:
 
         if context.context()._initialized:
             raise pytest.UsageError("a test module runs TensorFlow when it is imported; move that into a test")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[dict[str, str]]:
+    """The environment variables of clients of an S3 server on this machine."""
+    with s3_server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def store(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URL of a new folder in an object store, which this process and its children use with a cache of their own."""
+    use(monkeypatch, server, tmp_path / "cache")
+    return f"s3://{BUCKET}/{secrets.token_hex(4)}"

@@ -161,6 +161,7 @@ def test_every_flag_that_a_page_names_exists(page):
         "--data_path",
         "--metadata_path",
         "--workflow",
+        "--extend",
         "--clicks",
         "--max_restarts",
         "--format",

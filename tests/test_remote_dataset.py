@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from data.storage import remote
 from main import main
 from tests.helpers import ROOT, losses, make_dataset, metrics, must, run_program, words
-from tests.object_store import BUCKET, SECRET, Faults, proxy, s3_server, use
+from tests.object_store import SECRET, Faults, proxy
 
 FLAGS = words(
     "--deep_hidden_units 16 --global_batch_size 64 --eval_batch_size 100 --num_epochs 2 --recipe published --cpu "
@@ -22,26 +21,18 @@ FLAGS = words(
 
 
 @pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture(scope="module")
 def local(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("local"), ROOT / "feature_specs" / "tiny.yaml", rows=400)
 
 
 @pytest.fixture
-def url(server, local, monkeypatch, tmp_path):
+def url(store, local, monkeypatch):
     """Returns the URL of a copy of the dataset, in a folder of its own."""
-    use(monkeypatch, server, tmp_path / "other_cache")
     for name in ("RECIPE_CACHE_DIR", "RECIPE_CACHE_LIMIT"):
         monkeypatch.setenv(name, "")  # restored afterwards: the flags set them
         del os.environ[name]
-    url = f"s3://{BUCKET}/{secrets.token_hex(4)}"
-    remote.push_folder(local, url, "feature_spec.yaml")
-    return url
+    remote.push_folder(local, store, "feature_spec.yaml")
+    return store
 
 
 def folders(path: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """main.py and export.py with --model_dir, predictions and the export in an object store."""
 
 import json
-import secrets
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from data.storage import remote
 from data.storage.remote import join, mirror_of
 from main import main
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
-from tests.object_store import BUCKET, SECRET, s3_server, use
+from tests.object_store import SECRET
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.default_paths import path_in
@@ -25,16 +24,9 @@ FLAGS = words(
 )
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as variables:
-        yield variables
-
-
 @pytest.fixture
-def url(server, monkeypatch, tmp_path):
-    use(monkeypatch, server, tmp_path / "cache")
-    return f"s3://{BUCKET}/{secrets.token_hex(4)}/run"
+def url(store):
+    return f"{store}/run"
 
 
 @pytest.fixture(scope="module")

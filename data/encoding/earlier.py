@@ -28,7 +28,7 @@ class Earlier:
         spec: raw specification of the earlier dataset.
         encoders: its encoders by feature name.
         retire_after: see `data.encoding.growth.Growth`.
-        updates_scalers: whether numbers and target statistics are fitted anew.
+        updates_scalers: whether numbers and target statistics are refitted.
     """
 
     spec: RawSpec
@@ -91,7 +91,7 @@ class Earlier:
                     yield growth_line(name, old, new)
             elif encoder in encoders:
                 is_new = name not in self.spec.features
-                yield f"{name}: {'is new' if is_new else 'its encoding or its input has changed'}; fitted anew"
+                yield f"{name}: {'is new' if is_new else 'its encoding or its input has changed'}; refitted"
         for name, raw in self.spec.features.items():
             if name not in spec.features and encoder_name(name, raw) in self.encoders:
                 yield f"{name}: is no longer in the specification; dropped"

@@ -106,7 +106,7 @@ class Extension:
     Attributes:
         workflow: folder `workflow` of the earlier dataset, or of a model trained on it.
         retire_after: number of datasets in a row without a value after which its id becomes free, or None.
-        updates_scalers: whether numbers and target statistics are fitted anew.
+        updates_scalers: whether numbers and target statistics are refitted.
     """
 
     workflow: Path

@@ -167,8 +167,8 @@ def test_a_changed_specification(days, tmp_path, capsys):
     assert run(*more) == 0
     said = capsys.readouterr().err
     for line in (
-        "user: its encoding or its input has changed; fitted anew",
-        "pair: is new; fitted anew",
+        "user: its encoding or its input has changed; refitted",
+        "pair: is new; refitted",
         "both: is no longer in the specification; dropped",
         "seen: has no earlier rows to continue from; begins with these rows",
     ):

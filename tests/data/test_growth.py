@@ -241,7 +241,7 @@ def test_all_retired_and_another_type():
         (QuantilesRule(2), False),
     ],
 )
-def test_another_rule_is_fitted_anew(rule, is_kept):
+def test_another_rule_is_refitted(rule, is_kept):
     reading = "price" if isinstance(rule, QuantilesRule) else "shop"
     cross = (None, CrossRule(("shop", "code"), VocabularyRule()))
     old = spec_of({"shop": ("shop", VocabularyRule()), "code": ("code", HashRule(9)), "by_code": cross})
@@ -255,7 +255,7 @@ def test_another_rule_is_fitted_anew(rule, is_kept):
         assert len(second["by_code"].encoder.values) == 4
     else:
         assert len(second["by_code"].encoder.values) <= 2
-        assert "shop: its encoding or its input has changed; fitted anew" in list(earlier.report(new, second))
+        assert "shop: its encoding or its input has changed; refitted" in list(earlier.report(new, second))
 
 
 def test_new_and_dropped_features_are_reported():
@@ -267,14 +267,14 @@ def test_new_and_dropped_features_are_reported():
     ]
     earlier = Earlier(only, {"shop": encoders["shop"]})
     lines = list(earlier.report(both, fit(both, shops("a"), earlier)))
-    assert lines[1:] == ["code: is new; fitted anew"]
+    assert lines[1:] == ["code: is new; refitted"]
 
 
 def prices(*numbers: float | None) -> list[pa.Table]:
     return tables_of([{"shop": "a", "tags": [], "code": 1, "price": number} for number in numbers], [])
 
 
-def test_numbers_are_kept_or_fitted_anew():
+def test_numbers_are_kept_or_refitted():
     steps = (NumberStep("fill", fill="mean"), NumberStep("standardize"))
     spec = spec_of(
         {

@@ -8,20 +8,7 @@ import pytest
 
 from data.errors import DataError
 from data.storage import remote
-from tests.object_store import BUCKET, SECRET, Faults, proxy, s3_server, use
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(server, monkeypatch, tmp_path):
-    """Returns the URL of a new folder in the store."""
-    use(monkeypatch, server, tmp_path / "cache")
-    return f"s3://{BUCKET}/{secrets.token_hex(4)}"
+from tests.object_store import BUCKET, SECRET, Faults, proxy, use
 
 
 def file_of(path: Path, size: int) -> Path:

@@ -1,7 +1,6 @@
 """Datasets in an object store: the loader reads row groups of objects through a cache of bounded size."""
 
 import os
-import secrets
 import subprocess
 import sys
 import threading
@@ -23,23 +22,10 @@ from data.storage import range_cache, remote
 from tests.data.sample_data import arrays_of, write_dataset
 from tests.data.test_loader import loader_threads
 from tests.helpers import ROOT, environment
-from tests.object_store import BUCKET, Faults, proxy, s3_server, use
+from tests.object_store import BUCKET, Faults, proxy
 
 FILES = [[400, 600], [1000], [300, 300, 400]]
 ROW_GROUPS = 6
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(server, monkeypatch, tmp_path):
-    """Returns the URL of a new folder in the store."""
-    use(monkeypatch, server, tmp_path / "cache")
-    return f"s3://{BUCKET}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture

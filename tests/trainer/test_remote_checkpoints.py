@@ -17,23 +17,16 @@ from data.storage.arrays import ArraySource
 from data.storage.checksummed_dir import MANIFEST, StorageError
 from data.storage.remote import join, mirror_of
 from tests.helpers import ROOT, environment
-from tests.object_store import BUCKET, SECRET, Faults, proxy, s3_server, use
+from tests.object_store import BUCKET, SECRET, Faults, proxy, use
 from trainer.checkpoint import mirror
 from trainer.checkpoint.model_folder import open_model, write_model
 from trainer.checkpoint.store import CheckpointStore, NoCheckpointError, probe
 from trainer.lifecycle.run_lock import RunLock
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as variables:
-        yield variables
-
-
 @pytest.fixture
-def url(server, monkeypatch, tmp_path):
-    use(monkeypatch, server, tmp_path / "cache")
-    return f"s3://{BUCKET}/{secrets.token_hex(4)}/run"
+def url(store):
+    return f"{store}/run"
 
 
 def arrays_of(step: int) -> dict[str, np.ndarray]:
