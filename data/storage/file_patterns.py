@@ -80,11 +80,11 @@ def find_files(entry: str, folder: Path, kind: str = ANY, *, allow_outside_paths
 
 def files_there(folder: Path, entry: str) -> str:
     """Returns what is where an entry found nothing, to be appended to an error message."""
-    there = located(folder, _split(posixpath.dirname(_normal(entry)))[0])
-    url = remote.url_of(there)
-    if url is not None:
+    normal = _normal(entry)
+    if (url := remote.url_of(located(folder, _split(normal)[0]))) is not None:
         found = [file.url.removeprefix(url).lstrip("/") for file in remote.list_files(url)]
         return f"; below {url} are {listed(found, len(found))}" if found else f"; there are no files below {url}"
+    there = folder / _split(posixpath.dirname(normal))[0]
     if not there.is_dir():
         there = folder
     if not there.is_dir():
