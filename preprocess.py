@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, location, run_tool, whole_number
 from data.encoding.workflow_folder import RAW_SPEC_FILE, read_raw_document
 from data.errors import DataError
 from data.files.new_dataset import SPEC_FILE
@@ -14,6 +14,10 @@ from data.preprocess.prepared import StageLog
 from data.preprocess.workers import add_resource_flags, check_resource_flags
 from data.spec.raw.reader import raw_spec_from_dict
 from data.spec.yaml_reader import read_yaml
+from data.storage import remote
+from data.storage.checksummed_dir import MANIFEST
+from data.storage.file_patterns import has_wildcard
+from data.storage.working_copy import working_copy
 
 if TYPE_CHECKING:
     from data.preprocess.engine import Resources
@@ -32,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
 
     def job() -> int:
+        for folder in (args.workflow, args.extend):
+            if folder and (url := remote.url_of(folder)):
+                remote.pull_folder(url, MANIFEST)
         if args.infer:
             _infer(args)
         if args.workflow:
@@ -62,13 +69,18 @@ def _infer(args: argparse.Namespace) -> None:
 def _preprocess(args: argparse.Namespace) -> None:
     path, folder = _specification(args)
     is_stored = path == _stored(args)
-    document = read_raw_document(args.extend) if is_stored else read_yaml(path)
-    spec = raw_spec_from_dict(document, folder, source=str(path), allow_outside_paths=args.allow_outside_paths)
+    if is_stored:
+        document = read_raw_document(args.extend)
+    else:
+        with working_copy(path) as copy:
+            document = read_yaml(copy)
+    source = remote.named(path)
+    spec = raw_spec_from_dict(document, folder, source=source, allow_outside_paths=args.allow_outside_paths)
     # Imported late: it imports NVTabular, which takes seconds.
     from data.preprocess.engine import Extension, preprocess, with_files
 
     # The files of a stored specification are those of an earlier day. Several sources have the same names every day.
-    is_listed = bool(args.input) and (args.input[0].is_file() or (is_stored and len(spec.sources) == 1))
+    is_listed = bool(args.input) and (not _is_folder(args.input[0]) or (is_stored and len(spec.sources) == 1))
     preprocess(
         with_files(spec, args.input) if is_listed else spec,
         document,
@@ -89,26 +101,46 @@ def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
     """Returns the path of the raw specification, and the folder that the paths in it are relative to."""
     if args.infer:
         return args.write_spec, args.write_spec.absolute().parent
-    if missing := [path for path in args.input if not path.exists()]:
+    is_local = [remote.url_of(path) is None and not has_wildcard(str(path)) for path in args.input]
+    if missing := [path for path, here in zip(args.input, is_local, strict=True) if here and not path.exists()]:
         raise DataError(f"--input {missing[0]}: no such file or folder")
-    given, stored = Path(args.feature_spec_in or SPEC_FILE), None if args.feature_spec_in else _stored(args)
-    if args.input[0].is_file():
-        return _existing(given, args.input[0], stored), Path.cwd()
+    if len(args.input) > 1 and any(map(_is_folder, args.input)):
+        raise DataError("--input: expected one folder, or files")
+    given, stored = args.feature_spec_in or Path(SPEC_FILE), None if args.feature_spec_in else _stored(args)
     folder = args.input[0]
+    if not _is_folder(folder):
+        return _existing(given, folder, stored), Path.cwd()
     inside = folder / given
-    return _existing(inside if inside.exists() or not given.exists() else given, folder, stored), folder.absolute()
+    return _existing(inside if _exists(inside) or not _exists(given) else given, folder, stored), folder.absolute()
+
+
+def _exists(path: Path) -> bool:
+    url = remote.url_of(path)
+    return path.exists() if url is None else remote.exists(url)
+
+
+def _is_folder(path: Path) -> bool:
+    """Returns whether an input is a folder, rather than a file or a pattern."""
+    if remote.url_of(path) is None:
+        return path.is_dir()
+    return not has_wildcard(str(path)) and not _exists(path)
 
 
 def _existing(path: Path, raw: Path, otherwise: Path | None) -> Path:
     """Returns the path of a specification of raw files, if it exists, or another one."""
-    if not path.exists():
+    if not _exists(path):
         if otherwise is not None:
             return otherwise
         raise DataError(
-            f"{path}: no such specification; name it with --feature_spec_in FILE, or write a first one: preprocess.py "
-            f"--infer {shlex.quote(str(raw))} --label COLUMN --write_spec {shlex.quote(str(path))}"
+            f"{remote.named(path)}: no such specification; name it with --feature_spec_in FILE, or write a first one: "
+            f"preprocess.py --infer {_quoted(raw)} --label COLUMN --write_spec {_quoted(path)}"
         )
     return path
+
+
+def _quoted(path: Path) -> str:
+    """Returns a path for a command; --infer works on local files only."""
+    return shlex.quote(str(path) if remote.url_of(path) is None else f"COPY/{path.name}")
 
 
 def _encode_new(args: argparse.Namespace) -> None:
@@ -126,12 +158,25 @@ def _resources(args: argparse.Namespace) -> "Resources":
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="preprocess.py", description=DESCRIPTION)
     add = parser.add_argument
-    add("--input", type=Path, nargs="+", metavar="PATH", help="folder of the raw files, or the files themselves")
-    add("--output", type=Path, metavar="DIR", help="folder of the new dataset, created if missing")
-    add("--feature_spec_in", metavar="FILE", help=f"the raw specification, in --input or elsewhere ({SPEC_FILE})")
-    add("--workflow", type=Path, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
+    add(
+        "--input",
+        type=location,
+        nargs="+",
+        metavar="PATH",
+        help="folder or URL of the raw files, or the files themselves",
+    )
+    add("--output", type=location, metavar="DIR", help="folder or URL of the new dataset, created if missing")
+    add(
+        "--feature_spec_in",
+        type=location,
+        metavar="FILE",
+        help=f"the raw specification, in --input or elsewhere ({SPEC_FILE})",
+    )
+    add("--workflow", type=location, metavar="DIR", help="workflow/ of a dataset or model, to encode new rows with")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="with --workflow: raw columns to store as they are")
-    add("--extend", type=Path, metavar="DIR", help="workflow/ of an earlier dataset or its model, whose ids to keep")
+    add(
+        "--extend", type=location, metavar="DIR", help="workflow/ of an earlier dataset or its model, whose ids to keep"
+    )
     add(
         "--retire_after", type=whole_number(1), metavar="N", help="with --extend: free the ids of values unseen N times"
     )
@@ -156,6 +201,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error("--infer: needs --label COLUMN, the column to learn")
         if args.write_spec is None:
             parser.error("--infer: needs --write_spec FILE, such as RAW/feature_spec.yaml")
+        if any(map(remote.is_url, args.infer)):
+            parser.error("--infer: reads local files; copy some of the raw files here")
         if args.input or args.workflow or args.extend:
             parser.error("--infer: reads the files that it names; remove --input, --workflow and --extend")
     else:
@@ -178,8 +225,6 @@ def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         parser.error("--input: needs the folder of the raw files (or use --infer to write a first specification)")
     if args.output is None:
         parser.error("--output: needs the folder of the new dataset")
-    if not args.workflow and len(args.input) > 1 and any(path.is_dir() for path in args.input):
-        parser.error("--input: expected one folder, or files")
     if args.keep and not args.workflow:
         parser.error("--keep is only for new rows; without a --workflow, write `keep: [COLUMN]` into the specification")
 

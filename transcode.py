@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, location, run_tool, whole_number
 from data.files.new_dataset import SPEC_FILE
 from data.files.transcode import transcode
 
@@ -39,7 +39,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--input", type=Path, default=".", metavar="DIR", help="folder of the CSV dataset")
     add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
-    add("--output", type=Path, default="/data", metavar="DIR", help="folder of the new dataset, created if missing")
+    add(
+        "--output",
+        type=location,
+        default="/data",
+        metavar="DIR",
+        help="folder or URL of the new dataset, created if missing",
+    )
     add("--feature_spec_out", default=SPEC_FILE, metavar="FILE", help="the new specification, in that folder")
     add(
         "--chunk_size",

@@ -5,10 +5,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from data.errors import DataError, nearest, shown
 from data.storage.checksummed_dir import StorageError
+from data.storage.remote import is_url, mirror_of
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "allow a trusted specification to name files outside of its folder"
@@ -81,6 +83,14 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def location(text: str) -> Path:
+    """An argparse `type`: a local path, or for a URL the path of its local copy, which `url_of` turns back."""
+    try:
+        return mirror_of(text) if is_url(text) else Path(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_tool(name: str, job: Callable[[], int]) -> int:

@@ -169,7 +169,7 @@ def read_spec(folder: Path, *, allow_outside_paths: bool) -> FeatureSpec:
     """
     encoded = FeatureSpec.read(folder / SPEC_FILE, allow_outside_paths=allow_outside_paths)
     # Outside paths are harmless here: the data files that the model's specification names are never opened.
-    of_model = FeatureSpec.read(folder.parent / OF_MODEL, allow_outside_paths=True)
+    of_model = FeatureSpec.read(folder.parent / OF_MODEL, allow_outside_paths=True, has_files=False)
     missing = [feature.name for feature in of_model.inputs if feature.name not in encoded.features]
     if missing:
         raise DataError(

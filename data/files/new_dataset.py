@@ -1,4 +1,8 @@
-"""Atomic creation of a dataset: it is written to a draft folder and moved, with the specification as the last file."""
+"""Atomic creation of a dataset: it is written to a draft folder and moved, with the specification as the last file.
+
+A dataset in a store is uploaded instead. A store has neither locks nor a rename of folders: an object with the names of
+the files to come is uploaded first and removed last, so that the next run can tell what a killed one left.
+"""
 
 import json
 import os
@@ -9,13 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.errors import DataError
+from data.storage import remote
 from data.storage.files import DRAFT_MARKER, is_draft, lock_folder, mark_draft, open_regular, remove_draft, sync
 from data.storage.typed_json import read_typed
+from data.storage.working_copy import working_copy
 
 SPEC_FILE = "feature_spec.yaml"
 UNFINISHED = ".unfinished-"
 # Journal in a draft: the names of the entries being moved out of it.
 MOVING_FILE = ".moving.json"
+# Journal in a store: the names of the files being uploaded.
+UPLOADING_FILE = ".uploading.json"
+# Folder in the draft of a dataset in a store that holds just its files.
+CONTENT = "content"
 
 
 @contextmanager
@@ -26,20 +36,34 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
     `folder` is left as it was. Leftovers of a killed run are removed by the next run.
 
     Args:
-        folder: folder of the new dataset, created if missing.
+        folder: folder of the new dataset, created if missing; a folder in a store is given as its local copy
+            (`data.storage.remote.mirror_of`), and must hold no files.
         spec_file: name of the specification, which the caller must write to the draft.
         entries: other names that the draft will contain, so that conflicts are reported before any work is done.
 
     Raises:
         DataError: `folder` already holds a dataset or is not writable, or another run is writing to it.
+        RemoteError: The store cannot be read or written.
     """
     folder = Path(folder)
+    if (url := remote.url_of(folder)) is not None:
+        with _new_in_store(url, spec_file) as content:
+            yield content
+        return
     if os.path.lexists(folder) and not folder.is_dir():
         kind = "file" if folder.exists() else "link to nothing"
         raise DataError(f"{folder}: is a {kind}, the output must be a folder; choose another name")
     _clear_drafts(folder, spec_file)
     _check_holds_no_dataset(folder, spec_file)
     _check_free(folder, entries)
+    with _draft_in(folder) as draft:
+        yield draft
+        _publish(draft, folder, spec_file)
+
+
+@contextmanager
+def _draft_in(folder: Path) -> Iterator[Path]:
+    """Yields a new, locked draft in a folder, which is created, and removed after an exception unless it has files."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +74,6 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
     lock = lock_folder(draft)
     try:
         yield draft
-        _publish(draft, folder, spec_file)
     except BaseException:
         remove_draft(draft)
         _remove_empty(made)
@@ -59,6 +82,55 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
         if lock is not None:
             os.close(lock)
     remove_draft(draft)
+
+
+@contextmanager
+def _new_in_store(url: str, spec_file: str) -> Iterator[Path]:
+    """Yields an empty local folder, whose content is uploaded when the block ends, the specification last."""
+    _clear_store(url, spec_file)
+    place = remote.draft_of(url)
+    _clear_drafts(place, spec_file)
+    with _draft_in(place) as draft:
+        content = draft / CONTENT
+        content.mkdir()
+        yield content
+        if not (content / spec_file).is_file():
+            raise DataError(f"{url}: the dataset lost its {spec_file} while it was written, and was removed")
+        _clear_store(url, spec_file)
+        names = [path.relative_to(content).as_posix() for path in sorted(content.rglob("*")) if path.is_file()]
+        (content / UPLOADING_FILE).write_text(json.dumps(names))
+        remote.put(content / UPLOADING_FILE, remote.join(url, UPLOADING_FILE))
+        remote.push_folder(content, url, spec_file)
+        remote.delete(remote.join(url, UPLOADING_FILE))
+    _remove_empty([place])
+
+
+def _clear_store(url: str, spec_file: str) -> None:
+    """Removes what a killed run has uploaded to a folder; checks that it then holds nothing."""
+    names = [file.url.removeprefix(f"{url}/") for file in remote.list_files(url)]
+    if spec_file in names:
+        raise DataError(f"{url}: already contains a dataset ({spec_file}); choose another folder, or delete that one")
+    if UPLOADING_FILE in names:
+        uploaded = _uploaded(remote.join(url, UPLOADING_FILE))
+        for name in names:
+            if name in uploaded:
+                remote.delete(remote.join(url, name))
+        names = [name for name in names if name not in uploaded]
+    if others := [name for name in names if name != UPLOADING_FILE]:
+        raise DataError(
+            f"{url}: already contains {len(others)} files ({others[0]}, ...), and a dataset needs a folder of its own; "
+            "choose another folder, or delete them"
+        )
+    remote.delete(remote.join(url, UPLOADING_FILE))
+
+
+def _uploaded(url: str) -> set[str]:
+    """Returns the names in the journal of a killed upload."""
+    with working_copy(remote.mirror_of(url)) as copy:
+        try:
+            return set(read_typed(list[str], json.loads(_text(copy)), UPLOADING_FILE))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{url}: is damaged ({error}); remove the files of the folder") from error
 
 
 def _clear_drafts(folder: Path, spec_file: str) -> None:

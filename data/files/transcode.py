@@ -67,8 +67,9 @@ def transcode(
         }
         _copy_sizes(spec.folder, draft, allow_outside_paths)
         written = _copy_vectors(spec, draft)
-        written.with_sources(sources, draft).write(draft / spec_file)
-    return FeatureSpec.read(Path(output) / spec_file)
+        result = written.with_sources(sources, draft)
+        result.write(draft / spec_file)
+    return replace(result, folder=Path(output).absolute())
 
 
 def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:

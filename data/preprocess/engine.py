@@ -42,7 +42,9 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
+from data.storage.file_patterns import find_files
 from data.storage.output_paths import check_apart
+from data.storage.remote import named
 
 STATE_FOLDER = "state"
 # Sort keys of training rows that are stored in a random order.
@@ -189,7 +191,7 @@ def preprocess(
         others = {RAW_SPEC_FILE: plain_document(document), **state}
         save_encoders(workflow.encoders, draft / ENCODERS_FOLDER, others)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
-    log.write(f"done: {output}")
+    log.write(f"done: {named(output)}")
 
 
 def encode_new(
@@ -224,14 +226,14 @@ def encode_new(
     encoders = {name: encoder for name, encoder in load_encoders(workflow).items() if name not in served}
     with _draft(output, resources) as (draft, scratch, workers):
         block_rows = resources.block_rows(len(spec.readings), workers.number)
-        absent = _absent(spec)
+        absent = _absent(spec, scratch)
         spec = _with_missing_labels(spec, absent)
         staged = Stager(spec, block_rows, log, absent, allow_outside_paths=True).stage(_made(scratch / "rows"))
         parts = _computed(spec, staged, scratch, workflow, resources)
         fitted = FeatureWorkflow(spec, scratch, encoders)
         writer = _Writer(spec, fitted, workers, draft, log, block_rows)
         writer.write(parts, staged.rows).write(draft / SPEC_FILE)
-    log.write(f"done: {output}")
+    log.write(f"done: {named(output)}")
 
 
 def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
@@ -594,10 +596,10 @@ def _without(spec: RawSpec, names: Collection[str]) -> RawSpec:
 
 
 def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
-    """Return the chunk that reads a new file or folder in the format of the training files."""
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; give raw files, or folders of raw files")
-    names = [path.name] if path.is_file() else [entry.name for entry in path.rglob("*") if entry.is_file()]
+    """Return the chunk that reads the new files of a path, folder or pattern in the format of the training files."""
+    names = find_files(str(path.absolute()), path, allow_outside_paths=True)
+    if not names:
+        raise DataError(f"{named(path)}: does not exist, or holds no files; give raw files, or folders of raw files")
     kind: Literal["csv", "parquet"] = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
     chunk = next((chunk for chunk in trained if chunk.type == kind), None)
     if chunk is None:
@@ -605,7 +607,7 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     return replace(chunk, files=(str(path.absolute()),))
 
 
-def _absent(spec: RawSpec) -> frozenset[str]:
+def _absent(spec: RawSpec, scratch: Path) -> frozenset[str]:
     """Return the readings that new files lack and that no input needs, such as labels."""
     labels = set(spec.channels.get(LABEL, ()))
     needed = {raw.reading for name, raw in spec.features.items() if name not in labels} | set(spec.keep)
@@ -614,7 +616,9 @@ def _absent(spec: RawSpec) -> frozenset[str]:
             needed.update(raw.rule.inputs)
         if raw.computed is not None:
             needed |= {raw.computed.of, raw.computed.by, raw.computed.order}
-    stored = [column_names(chunk, spec.folder, allow_outside_paths=True) for chunk in spec.sources[TEST]]
+    stored = [
+        column_names(chunk, spec.folder, scratch=scratch, allow_outside_paths=True) for chunk in spec.sources[TEST]
+    ]
     lacking = {name for name, reading in spec.readings.items() if not all(reading.column in names for names in stored)}
     return frozenset(lacking - needed)
 

@@ -16,6 +16,8 @@ from data.memory import check_fits
 from data.raw.cells import CellError, convert
 from data.spec.features import Feature
 from data.spec.raw.spec import RawSpec, Reading
+from data.storage.file_patterns import located
+from data.storage.remote import fetch, url_of
 
 
 def encoded_vectors(spec: RawSpec) -> dict[str, Feature]:
@@ -26,6 +28,8 @@ def encoded_vectors(spec: RawSpec) -> dict[str, Feature]:
 def with_stated_types(spec: RawSpec, document: Mapping[str, Any]) -> tuple[RawSpec, dict[str, Any]]:
     """Return a specification whose pretrained vectors all state their dimension and dtype, and its document.
 
+    Files in a store are downloaded.
+
     Args:
         spec: the raw specification.
         document: the document that it was read from.
@@ -35,6 +39,8 @@ def with_stated_types(spec: RawSpec, document: Mapping[str, Any]) -> tuple[RawSp
     """
     pretrained = {}
     for name, feature in spec.pretrained.items():
+        if url := url_of(_path(spec, feature)):
+            fetch(url, _path(spec, feature))
         file = _open(spec, feature)
         dtype = feature.dtype or ("float16" if file.stored == "float16" else "float32")
         pretrained[name] = replace(feature, dimension=file.dimension, dtype=dtype)
@@ -141,9 +147,13 @@ class _ById:
         return ids, hash_values(plain)
 
 
+def _path(spec: RawSpec, feature: Feature) -> Path:
+    return located(spec.folder, str(feature.pretrained))
+
+
 def _open(spec: RawSpec, feature: Feature) -> VectorFile:
     of = str(feature.of)
-    return VectorFile.open(spec.folder / str(feature.pretrained), [of, _reading(spec, of).column], feature.dimension)
+    return VectorFile.open(_path(spec, feature), [of, _reading(spec, of).column], feature.dimension)
 
 
 def _reading(spec: RawSpec, of: str) -> Reading:

@@ -34,6 +34,7 @@ from data.raw.labels import (
 from data.raw.rows import RawRows, assign_mappings, keeps_negative, satisfies
 from data.spec.features import LABEL, MAP, ONEHOT, SAMPLE_WEIGHT, VECTOR, Feature
 from data.spec.raw.spec import IdentityRule, LastSplit, NumberRule, RawChunk, RawSpec, Reading, SharedVocabularyRule
+from data.storage.file_patterns import located
 
 # A row number is the number of its file, in sorted path order within its source, times this, plus its number there.
 ROWS_PER_FILE = 2**40
@@ -82,7 +83,7 @@ class Staged:
 
     def locate(self, file: str, row: int) -> str:
         """Return the location of a row of a raw file, given its number from 0."""
-        return locate_row(self.raw_folder / file, self.chunks[file], row)
+        return locate_row(located(self.raw_folder, file), self.chunks[file], row, self.folder)
 
 
 def write_arrow(rows: pa.Table, path: Path, raw_file: str) -> None:
@@ -154,10 +155,10 @@ class Stager:
         """
         staged = Staged(folder, self.spec.folder)
         for source, chunks in self.spec.sources.items():
-            total = self._count(source, chunks)
+            total = self._count(source, chunks, folder)
             report, numbers, rows = self._progress(source, chunks), dict[str, int](), 0
             for chunk in chunks:
-                for block in self._blocks(chunk, self._readings()):
+                for block in self._blocks(chunk, self._readings(), folder):
                     in_file = block.first_row + np.arange(block.table.num_rows, dtype=np.int64)
                     in_source = rows + np.arange(block.table.num_rows, dtype=np.int64)
                     number = numbers.setdefault(block.file, len(numbers)) * ROWS_PER_FILE + in_file
@@ -179,20 +180,21 @@ class Stager:
             table = table.append_column(name, pa.nulls(table.num_rows, kind))
         return table
 
-    def _count(self, source: str, chunks: Sequence[RawChunk]) -> int:
+    def _count(self, source: str, chunks: Sequence[RawChunk], scratch: Path) -> int:
         """Return the number of rows of a source whose last rows are split off, else 0."""
         split = self.spec.split
         if not isinstance(split, LastSplit) or source not in split.sources:
             return 0
         first = self._readings()[:1]
-        return sum(block.table.num_rows for chunk in chunks for block in self._blocks(chunk, first))
+        return sum(block.table.num_rows for chunk in chunks for block in self._blocks(chunk, first, scratch))
 
-    def _blocks(self, chunk: RawChunk, readings: Sequence[Reading]) -> Iterator[RawBlock]:
+    def _blocks(self, chunk: RawChunk, readings: Sequence[Reading], scratch: Path) -> Iterator[RawBlock]:
         return read_raw(
             chunk,
             self.spec.folder,
             readings,
             block_rows=self.block_rows,
+            scratch=scratch,
             allow_outside_paths=self.allow_outside_paths,
         )
 

@@ -55,6 +55,17 @@ def count_parquet_rows(path: Path) -> int:
         return rows.metadata.num_rows
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a parquet file.
+
+    Raises:
+        DataError: if the file is missing or invalid.
+        LostInputError: if the file can no longer be read.
+    """
+    with _open_parquet(path) as file, arrow_file(file) as source, pq.ParquetFile(source) as rows:
+        return list(rows.schema_arrow.names)
+
+
 @contextmanager
 def _open_parquet(path: Path) -> Iterator[BinaryIO]:
     with opened(path, HINT) as file:

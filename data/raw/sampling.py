@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from data.errors import DataError, shown
-from data.raw.files import list_files, partition_keys
+from data.raw.files import find_entries, partition_keys
 from data.raw.text import COMPRESSED, open_both, open_text
 from data.spec.raw.spec import RawChunk
 from data.storage.files import open_regular, reading
@@ -83,7 +83,7 @@ def find_raw_files(patterns: Sequence[str], folder: Path) -> tuple[Path, ...]:
     Raises:
         DataError: A pattern matches no file.
     """
-    files = list_files(RawChunk("csv", tuple(patterns)), folder, allow_outside_paths=True)
+    files = find_entries(patterns, folder, allow_outside_paths=True)
     # Relative to the folder if inside of it.
     return tuple(Path(os.path.abspath(folder / file)) if file.startswith("..") else folder / file for file in files)
 

@@ -32,9 +32,11 @@ from data.spec.features import (
     FeatureSequence,
     default_encoder,
 )
+from data.spec.found_files import find_sources
 from data.spec.raw.document import raw_key_of
 from data.spec.validators import check_document
 from data.spec.yaml_reader import read_yaml
+from data.storage.file_patterns import located
 from data.storage.files import create_new, temporary_beside
 
 MAX_PROBLEMS_SHOWN = 100
@@ -89,13 +91,15 @@ class FeatureSpec:
     sequences: tuple[FeatureSequence, ...] = ()
 
     @classmethod
-    def read(cls, path: Path, *, allow_outside_paths: bool = False) -> "FeatureSpec":
-        """Reads and validates a YAML file.
+    def read(cls, path: Path, *, allow_outside_paths: bool = False, has_files: bool = True) -> "FeatureSpec":
+        """Reads and validates a YAML file, and finds the files of its folders and patterns.
 
         Args:
             path: path of the file.
             allow_outside_paths: accept data files outside of the specification's folder; only for a trusted
                 specification.
+            has_files: False for the specification in a model's folder, whose data files are elsewhere: folders and
+                patterns stay as they are.
 
         Raises:
             DataError: The file cannot be read or is not plain YAML.
@@ -103,7 +107,13 @@ class FeatureSpec:
         """
         path = Path(path)
         document, folder = read_yaml(path), path.absolute().parent
-        return cls.from_dict(document, folder, source=str(path), allow_outside_paths=allow_outside_paths)
+        spec = cls.from_dict(document, folder, source=str(path), allow_outside_paths=allow_outside_paths)
+        if not has_files:
+            return spec
+        sources, problems = find_sources(spec.sources, folder, allow_outside_paths=allow_outside_paths)
+        if problems:
+            raise FeatureSpecError(str(path), format_problems(problems))
+        return replace(spec, sources=sources)
 
     @classmethod
     def from_dict(
@@ -323,7 +333,7 @@ class FeatureSpec:
     def files(self, mapping: str) -> tuple[Path, ...]:
         """Returns the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
         folder = self.folder.absolute()
-        return tuple(folder / file for chunk in self.chunks(mapping) for file in chunk.files)
+        return tuple(located(folder, file) for chunk in self.chunks(mapping) for file in chunk.files)
 
     def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
         """Returns a specification with the same features and channels, but other files, located under `folder`.

@@ -46,6 +46,7 @@ from data.spec.features import (
 )
 from data.spec.sequence_rules import Column, check_sequences
 from data.storage.files import find_escape
+from data.storage.remote import named
 
 # Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
 RESERVED_LABEL = "mean"
@@ -600,14 +601,14 @@ def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
     for entries in lists:
         first: dict[str, str] = {}
         for entry in entries:
-            path = os.path.normpath(entry.text)
+            path, name = os.path.normpath(entry.text), shown(named(entry.text))
             mistake = None if allow_outside else find_escape(entry.text, root, resolved)
             if mistake:
-                yield Problem(entry.path, f"{shown(entry.text)} {mistake}, or pass --allow_outside_paths")
-            elif os.path.basename(entry.text) in ("", ".", ".."):
-                yield Problem(entry.path, f"{shown(entry.text)} is a folder; write the path of a file")
+                yield Problem(entry.path, f"{name} {mistake}, or pass --allow_outside_paths")
+            elif os.path.basename(entry.text) in (".", ".."):
+                yield Problem(entry.path, f"{name} is a folder; end it with / for all files below it")
             elif path in first:
-                yield Problem(entry.path, f"{shown(entry.text)} is already {first[path]}; keep one")
+                yield Problem(entry.path, f"{name} is already {first[path]}; keep one")
             first.setdefault(path, entry.path)
 
 

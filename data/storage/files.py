@@ -136,6 +136,8 @@ def find_escape(path: str, root: str, resolved: dict[str, str]) -> str | None:
         resolved: cache of resolved paths, shared between calls; initially empty.
     """
     fix = "write a path relative to the specification's folder that stays under it"
+    if "://" in path:
+        return f"is a URL; {fix}"
     if os.path.isabs(path):
         return f"is an absolute path; {fix}"
     normal = os.path.normpath(path)

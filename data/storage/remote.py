@@ -37,6 +37,8 @@ DEADLINE = 120.0
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = 10.0, 20.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BLOCK_BYTES = 4 * 2**20
+# Folder in `cache_dir` of what is not complete yet.
+DRAFTS = ".drafts"
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)(?:/(.*))?", re.DOTALL | re.IGNORECASE)
 _SECRET_VARIABLES = (
@@ -123,6 +125,11 @@ def checked_url(url: str) -> str:
     return f"{scheme}://{host}/{path}".rstrip("/") if host else f"{scheme}:///{path}"
 
 
+def named(path: str | os.PathLike[str]) -> str:
+    """Returns a path as messages name it: by its URL, without a user and password, if it is one or its local copy."""
+    return re.sub(r"(?<=://)[^/]*@", "***@", url_of(path) or os.fspath(path))
+
+
 def join(url: str, name: str) -> str:
     """Returns the URL of a relative name in a folder."""
     return f"{url.rstrip('/')}/{name}"
@@ -142,13 +149,20 @@ def mirror_of(url: str) -> Path:
     return cache_dir() / scheme / (host or "_") / path
 
 
+def draft_of(url: str) -> Path:
+    """Returns the path of a local folder in which what a URL will hold can be made. It is no copy: `url_of` is None."""
+    return cache_dir() / DRAFTS / mirror_of(url).relative_to(cache_dir())
+
+
 def url_of(path: str | os.PathLike[str]) -> str | None:
-    """Returns the URL whose local copy a path is; None for a path outside of `cache_dir`."""
+    """Returns the URL whose local copy a path is; None for a path outside of `cache_dir`, or of a draft in it."""
     root, text = f"{cache_dir()}/", os.path.abspath(path)
     if not text.startswith(root):
         return None
     scheme, _, rest = text[len(root) :].partition("/")
     host, _, name = rest.partition("/")
+    if scheme == DRAFTS:
+        return None
     return f"{scheme}://{'' if host == '_' else host}/{name}" if host else None
 
 

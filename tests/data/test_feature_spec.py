@@ -261,7 +261,12 @@ def chunks(draw: Any, columns: list[str]) -> list[dict[str, Any]]:
     columns = draw(st.permutations(columns))
     cuts = sorted(draw(st.sets(st.integers(1, len(columns) - 1), max_size=2)))
     groups = [columns[start:end] for start, end in zip([0, *cuts], [*cuts, len(columns)], strict=True)]
-    files = st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=3, unique=True)
+    files = st.lists(
+        NAMES.filter(lambda name: name not in (".", "..") and not set("*?[") & set(name)),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    )
     return [{"type": "csv", "features": group, "files": draw(files)} for group in groups]
 
 

@@ -83,8 +83,9 @@ REPORTED_WHERE_CHANGED = [
     ("source_spec.train[0].files[1]", "../a.csv", "'../a.csv' leads out of the folder; write a path relative to"),
     ("source_spec.train[0].files[1]", "x/../../a.csv", "'x/../../a.csv' leads out of the folder"),
     ("source_spec.train[0].files[1]", "..", "leads out of the folder"),
-    ("source_spec.train[0].files[1]", ".", "is a folder; write the path of a file"),
-    ("source_spec.train[0].files[1]", "parts/", "is a folder; write the path of a file"),
+    ("source_spec.train[0].files[1]", ".", "is a folder; end it with / for all files below it"),
+    ("source_spec.train[0].files[1]", "s3://bucket/a.csv", "'s3://bucket/a.csv' is a URL; write a path relative to"),
+    ("source_spec.train[0].files[1]", "s3://me:secret@bucket/a", "'s3://***@bucket/a' is a URL"),
     ("source_spec.train[0].files[1]", "a_0.csv", "'a_0.csv' is already source_spec.train[0].files[0]; keep one"),
     ("source_spec.train[0].files[1]", "./x/../a_0.csv", "is already source_spec.train[0].files[0]; keep one"),
 ]  # fmt: skip

@@ -93,7 +93,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
     architecture: Architecture = read_typed(Architecture, folder.read_json(ARCHITECTURE), ARCHITECTURE)
     options = _options(architecture.options, folder.path / ARCHITECTURE)
     # Outside paths are harmless here: the data files that the specification names are never opened.
-    spec = FeatureSpec.read(folder.path / SPECIFICATION, allow_outside_paths=True)
+    spec = FeatureSpec.read(folder.path / SPECIFICATION, allow_outside_paths=True, has_files=False)
     layout = input_schema(spec, embedding_dims(spec, folder.path / SIZES, allow_outside_paths=True))
     tasks = with_logit_maps(tasks_of(spec), architecture.logit_maps)
     if architecture.tasks != tuple(task.name for task in tasks):

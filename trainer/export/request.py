@@ -75,7 +75,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     folder = _model_folder(model_dir.absolute())
     check_apart({"--output": output}, {"the model folder": folder, "the checkpoints": model_dir / CHECKPOINTS})
     model = open_model(folder)
-    spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True)
+    spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True, has_files=False)
     _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
     return Request(model, output, arguments.format, loader, arguments.oov_policy)

@@ -16,6 +16,7 @@ from data.spec.raw.document import RawChunkKeys, RawParts
 from data.spec.raw.spec import LastSplit, RandomSplit, RawChunk, Reading, Split, TimeSplit
 from data.spec.raw.values import microseconds
 from data.storage.files import find_escape
+from data.storage.remote import named
 
 # Attributes of a chunk that are not called like their keys.
 _NAMES_OF_KEYS = {"features": "columns", "header": "has_header"}
@@ -86,14 +87,14 @@ def check_files(parts: RawParts, folder: Path) -> Iterator[Problem]:
             for number, file in enumerate(chunk["files"]):
                 path = path_of("source_spec", source, index, "files", number)
                 if mistake := find_escape(file, root, resolved):
-                    yield Problem(path, f"{shown(file)} {mistake}, or pass --allow_outside_paths")
+                    yield Problem(path, f"{shown(named(file))} {mistake}, or pass --allow_outside_paths")
                 elif os.path.normpath(file) in first:
                     yield Problem(path, f"{shown(file)} is already {first[os.path.normpath(file)]}; keep one")
                 first.setdefault(os.path.normpath(file), path)
     for name, keys in parts.features.items():
         if "pretrained" in keys and (mistake := find_escape(keys["pretrained"], root, resolved)):
             path = path_of("feature_spec", name, "pretrained")
-            yield Problem(path, f"{shown(keys['pretrained'])} {mistake}, or pass --allow_outside_paths")
+            yield Problem(path, f"{shown(named(keys['pretrained']))} {mistake}, or pass --allow_outside_paths")
 
 
 @dataclass
