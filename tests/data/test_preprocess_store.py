@@ -246,6 +246,7 @@ def test_a_run_killed_while_it_uploads(local, store, tmp_path, uploaded, capsys)
     (tmp_path / "mine").write_text("x")
     remote.put(tmp_path / "mine", f"{out}/mine")
     assert f"{out}: already contains 1 files (mine, ...)" in message(capsys, *arguments)
+    assert remote.exists(f"{out}/mine")
     remote.delete(f"{out}/mine")
     assert run(*arguments) == 0
     assert content(out, tmp_path) == content(local / "data", tmp_path)
