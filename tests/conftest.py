@@ -1,6 +1,7 @@
 """How the tests are collected: the longest files first, and TensorFlow untouched until the first test runs."""
 
 import gc
+import os
 import secrets
 import sys
 from collections.abc import Generator, Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from data.storage.range_cache import CACHE_LIMIT_VARIABLE
+from data.storage.remote import CACHE_DIR_VARIABLE
 from tests.object_store import BUCKET, s3_server, use
 
 # A change is checked with the same examples everywhere; without this profile, every run draws new ones.
@@ -41,6 +44,17 @@ def pytest_collection_finish() -> None:
 
         if context.context()._initialized:
             raise pytest.UsageError("a test module runs TensorFlow when it is imported; move that into a test")
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own() -> Iterator[None]:
+    """Undoes what the flags --cache_dir and --cache_limit of a test have set for its process."""
+    before = {name: os.environ.get(name) for name in (CACHE_DIR_VARIABLE, CACHE_LIMIT_VARIABLE)}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

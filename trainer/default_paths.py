@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.storage.range_cache import CACHE_LIMIT_VARIABLE
+from data.storage.range_cache import CACHE_LIMIT_VARIABLE, parse_size
 from data.storage.remote import CACHE_DIR_VARIABLE, is_url, mirror_of
 
 # The folders of the public recipe, used if they exist and are writable, and those in the current directory otherwise.
@@ -50,9 +50,14 @@ def set_cache(words: Sequence[str]) -> None:
 
     Args:
         words: a command line that ends with flags of main.py.
+
+    Raises:
+        DataError: the limit is no size.
     """
-    for name, variable in (("cache_dir", CACHE_DIR_VARIABLE), ("cache_limit", CACHE_LIMIT_VARIABLE)):
+    for name, variable in (("cache_limit", CACHE_LIMIT_VARIABLE), ("cache_dir", CACHE_DIR_VARIABLE)):
         if (found := _word_of(words, name)) is not None:
+            if variable == CACHE_LIMIT_VARIABLE:
+                parse_size(found)
             os.environ[variable] = found
 
 

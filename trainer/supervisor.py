@@ -321,7 +321,8 @@ class Supervisor:
     def __init__(self, command: Sequence[str], *, max_restarts: int, grace_seconds: float | None = None):
         self.command = list(command)
         self.results_dir = path_in(command, "results_dir").absolute()
-        set_cache(command)
+        with suppress(DataError):  # which main.py reports
+            set_cache(command)
         self.store = CheckpointStore(path_in(command, "model_dir").absolute(), warn=lambda message: None)
         self.grace_seconds = grace_seconds
         self._restarts = Restarts(max_restarts)

@@ -42,7 +42,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
-from data.storage.file_patterns import find_files
+from data.storage.file_patterns import files_there, find_files
 from data.storage.output_paths import check_apart
 from data.storage.remote import named
 
@@ -599,7 +599,8 @@ def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
     """Return the chunk that reads the new files of a path, folder or pattern in the format of the training files."""
     names = find_files(str(path.absolute()), path, allow_outside_paths=True)
     if not names:
-        raise DataError(f"{named(path)}: does not exist, or holds no files; give raw files, or folders of raw files")
+        there = files_there(path, str(path.absolute()))
+        raise DataError(f"{named(path)}: does not exist, or holds no files{there}; give raw files, or folders of them")
     kind: Literal["csv", "parquet"] = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
     chunk = next((chunk for chunk in trained if chunk.type == kind), None)
     if chunk is None:

@@ -118,7 +118,9 @@ class _LocalTree:
 
     def check(self, name: str) -> None:
         if not self._allows_outside and name and (mistake := find_escape(name, self._root, self._resolved)):
-            raise DataError(f"{self._folder}: {shown(name)} {mistake}, or pass --allow_outside_paths")
+            raise DataError(
+                f"{remote.named(self._folder)}: {shown(remote.named(name))} {mistake}, or pass --allow_outside_paths"
+            )
 
     def is_file(self, name: str) -> bool:
         path = self._folder / name

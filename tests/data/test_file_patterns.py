@@ -51,15 +51,16 @@ def without_stars(pattern: list[str]) -> list[list[str]]:
     for part in pattern:
         choices = [["FOLDER"] * count for count in range(4)] if part == "**" else [[part]]
         expanded = [[*before, *choice] for before in expanded for choice in choices]
-    return expanded
+    # What the last `**` stands for are folders, so that files are below them.
+    return [[*parts, "BELOW"] if pattern[-1] == "**" else parts for parts in expanded]
 
 
 def fits(name: list[str], pattern: list[str]) -> bool:
     if len(name) < len(pattern):
         return False
+    if pattern[-1] == "BELOW":
+        pattern = pattern[:-1]
     matched, below = name[: len(pattern)], name[len(pattern) :]
-    if pattern and pattern[-1] == "FOLDER" and not below:
-        return False
     for part, wanted in zip(matched, pattern, strict=True):
         own_prefix = part[0] not in "._" or wanted[0] == part[0]
         if not own_prefix or not (wanted == "FOLDER" or fnmatchcase(part, wanted)):

@@ -151,9 +151,9 @@ def test_empty_text_in_vocabulary_is_not_null(tmp_path):
 def test_retired_values_are_unseen(tmp_path):
     """The graph, and Triton's model, give ids that became free to no value."""
     gaps = {
-        "user": Vocabulary("who", pa.array([NAMES[0], None, "b", None]), np.ones(4, np.int64)),
-        "day": Vocabulary("weekday", pa.array([None, 3, 0]), np.ones(3, np.int64), oov_buckets=2),
-        "tags": Vocabulary("words", pa.array([None, "a"]), np.ones(2, np.int64), is_list=True),
+        "user": Vocabulary("who", pa.array([NAMES[0], None, "b", None]), np.array([1, 0, 1, 0])),
+        "day": Vocabulary("weekday", pa.array([None, 3, 0]), np.array([0, 1, 1]), oov_buckets=2),
+        "tags": Vocabulary("words", pa.array([None, "a"]), np.array([0, 1]), is_list=True),
     }
     saved = write_run(tmp_path / "run", encoders=make_encoders() | gaps)
     encoding = encoding_of(saved)
