@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import ROOT, Line, report
-from benchmarks.synthetic_rows import write_mapping, write_rows, write_sequences
+from benchmarks.synthetic_rows import write_dataset, write_rows, write_sequences
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse
 from trainer.inputs import open_inputs
@@ -67,12 +67,7 @@ def write_features(
         test["features"] = list(described)
     sources = {"train": [train], "test": [test]}
     document = {"feature_spec": described, "channel_spec": channels, "source_spec": sources}
-    spec = FeatureSpec.from_dict(document, folder)
-    chunks = {"train": write_mapping(spec, "train", rows)}
-    chunks["test"] = write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
-    spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
-    spec.write(folder / "feature_spec.yaml")
-    return spec
+    return write_dataset(FeatureSpec.from_dict(document, folder), rows, test_rows)
 
 
 def _named(count: int, **feature: int) -> dict[str, Any]:

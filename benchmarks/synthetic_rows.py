@@ -46,11 +46,19 @@ def write_rows(
             feature["embedding_dim"] = -(-widths[name] // width_divisor)
     if test_rows:
         _add_groups(document)
-    spec = FeatureSpec.from_dict(document, folder)
+    return write_dataset(FeatureSpec.from_dict(document, folder), rows, test_rows)
+
+
+def write_dataset(spec: FeatureSpec, rows: int, test_rows: int = 0) -> FeatureSpec:
+    """Writes random rows of a specification to its folder; without rows of its own, `test` has those of `train`.
+
+    Returns:
+        The specification of the written files.
+    """
     chunks = {"train": write_mapping(spec, "train", rows)}
     chunks["test"] = write_mapping(spec, "test", test_rows) if test_rows else chunks["train"]
-    spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, folder)
-    spec.write(folder / "feature_spec.yaml")
+    spec = spec.with_sources({mapping: (chunk,) for mapping, chunk in chunks.items()}, spec.folder)
+    spec.write(spec.folder / "feature_spec.yaml")
     return spec
 
 
