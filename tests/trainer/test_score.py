@@ -161,7 +161,7 @@ def by_groups(scores: np.ndarray, labels: np.ndarray, columns: dict[str, np.ndar
     areas, weights, gains, precisions = [], [], [], []
     for group in np.unique(columns["group"][counts]):
         here = counts & (columns["group"] == group)
-        own, positive, weight = scores[here], labels[here], columns["weights"][here]
+        own, positive, weight = scores[here], labels[here], columns["weights"][here].astype(float)
         if 0 < positive.sum() < len(positive):
             areas.append(auc_over_all_pairs(own, positive, weight) * weight.sum())
             weights.append(weight.sum())

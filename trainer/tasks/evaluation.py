@@ -227,7 +227,7 @@ class Evaluation:
         Raises:
             ValueError: RocAuc does not support this number of thresholds, or there is no ranking metric of a name.
         """
-        self.tasks, self._score = tuple(tasks), score
+        self.tasks = tuple(tasks)
         self._with_group = with_group
         self._slice_columns, self._slice_values = tuple(slices), slice_values
         ranking = [ranking_metric(name) for name in ranking_metrics]
@@ -244,6 +244,7 @@ class Evaluation:
             self._measured[joint_name(tasks, chain)] = _Measured(task, chain, metrics)
         if score is not None and with_group:
             self._measured |= self._measured_by_score(score_label)
+        self._score = score if SCORE in self._measured else None
         self.curves: dict[str, CalibrationCurve] = {}
         self.slices: list[SliceResult] = []
         self.undefined: list[str] = []
@@ -310,8 +311,7 @@ class Evaluation:
             DataError: labels or weights cannot be used by any metric.
         """
         values, self.curves, self.undefined = {}, {}, []
-        measures_score = self._score is not None and SCORE in self._measured
-        scores = self._store.scores(self.tasks, self._score) if measures_score else None
+        scores = None if self._score is None else self._store.scores(self.tasks, self._score)
         for name, (task, chain, metrics, by_score) in self._measured.items():
             rows = self._rows(chain)
             counts = _check_rows(name, task, rows, comm)

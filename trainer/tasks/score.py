@@ -91,7 +91,7 @@ class Score:
         Returns:
             [rows, 1] float32, which may be NaN or infinite.
         """
-        values = {name: predictions[position].astype(np.float32) for name, position in self.tasks.items()}
+        values: dict[str, Any] = {name: predictions[own].astype(np.float32) for name, own in self.tasks.items()}
         values |= {name: numbers[:, column, np.newaxis] for column, name in enumerate(self.numerical)}
         with np.errstate(all="ignore"):
             return self.formula.evaluate(values, np.float32, _OF_ARRAYS)
