@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 from data.command_line import OUTSIDE_PATHS_HELP
 from data.errors import DataError
 from data.loading.decode import OovPolicy
+from data.spec.score import FormulaError, parse_formula
 from data.storage.remote import url_of
 from data.storage.typed_json import read_typed
 from trainer.layout import InputSchema
@@ -345,6 +346,11 @@ class TrainingOptions(Section):
         "after training, fit a calibrator of each binary label's probability on the mapping valid, with the best "
         "checkpoint; every output goes through it",
     )
+    score: str | None = option(
+        None,
+        "formula of labels and numerical features, such as 'click * buy ** 0.5 * price', that adds the output `score` "
+        "to predictions and exports; default: that of the checkpoint, else of the specification",
+    )
     gradnorm_alpha: float = option(1.5, "of gradnorm: how strongly tasks that learn slowly are favoured", at_least=0)
     early_stopping_metric: str | None = option(
         None,
@@ -395,6 +401,11 @@ class TrainingOptions(Section):
             raise DataError(f"--deep_warmup_epochs must be between 0 and --num_epochs {self.num_epochs}, got {warmup}")
         if self.amp_dtype != "auto" and not self.amp:
             raise DataError(f"--amp_dtype {self.amp_dtype} has no effect without --amp: add --amp")
+        if self.score is not None:
+            try:
+                parse_formula(self.score)
+            except FormulaError as error:
+                raise DataError(f"--score: {error}") from error
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -508,6 +519,10 @@ class RunOptions(Section):
     ranking_metrics: tuple[str, ...] = option(
         (),
         "further metrics within the groups of the map feature, such as ndcg@10 recall@20 mrr@10 hit_rate@5 map@20",
+    )
+    score_label: str | None = option(
+        None,
+        "binary label that metrics within groups measure the score by, in the evaluation; default: the first one",
     )
     slice: tuple[str, ...] = option(
         (), "columns of the evaluated mapping: all metrics are also computed for the rows of each value of a column"
@@ -625,16 +640,18 @@ class RunOptions(Section):
             raise DataError(f"--warm_start starts a training run: remove it, or {others[0]}")
 
     def _check_metrics(self) -> None:
-        for name in ("ranking_metrics", "slice"):
-            given = getattr(self, name)
-            if given and (self.predict or self.importance or self.benchmark):
+        for name in ("ranking_metrics", "score_label", "slice"):
+            if getattr(self, name) and (self.predict or self.importance or self.benchmark):
                 raise DataError(
                     f"--{name} applies to evaluation: remove it, or --predict, --importance and --benchmark"
                 )
+        for name in ("ranking_metrics", "slice"):
+            given = getattr(self, name)
             if twice := [item for item in given if given.count(item) > 1]:
                 raise DataError(f"--{name} names {twice[0]!r} twice; name it once")
-        if self.ranking_metrics and self.disable_map_calculation:
-            raise DataError("--ranking_metrics contradicts --disable_map_calculation: remove one of them")
+        for name in ("ranking_metrics", "score_label"):
+            if getattr(self, name) and self.disable_map_calculation:
+                raise DataError(f"--{name} contradicts --disable_map_calculation: remove one of them")
 
     @property
     def trackers(self) -> dict[str, str]:

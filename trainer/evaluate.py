@@ -126,7 +126,7 @@ class Evaluator:
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Adds a batch and its logits to the metrics."""
-        self.evaluation.update(logits, batch.labels, batch.weights, batch.group, batch.extra)
+        self.evaluation.update(logits, batch.labels, batch.weights, batch.group, batch.extra, batch.numerical)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
         """Yields every batch of this worker with its logits, [batch, outputs] float32.
@@ -146,7 +146,7 @@ class Evaluator:
 
 def _add_predictions(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:
     here = batch.rows >= 0  # not padding
-    predictions.add(batch.rows[here], batch.labels[here], logits[here])
+    predictions.add(batch.rows[here], batch.labels[here], logits[here], batch.numerical[here])
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from data.checks.labels import inspect_labels, labels_only, read_statistics
 from data.checks.sample import draw_sample, max_read
 from data.encoding.held_out import draw_held_out
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
-from data.errors import DataError
+from data.errors import DataError, nearest
 from data.files.pretrained import VectorFile
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
@@ -26,7 +26,8 @@ from data.loading.part import Part
 from data.memory import check_fits
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import VALID
+from data.spec.features import SCORE, VALID
+from data.spec.score import find_mistake, parse_formula
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.mirror import place
 from trainer.checkpoint.run_state import RunState
@@ -49,6 +50,7 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
 from trainer.recipe import HELD_OUT_SHARE
 from trainer.tasks.group import group_labels
+from trainer.tasks.score import Score
 from trainer.tasks.shifts import logit_shifts, weighted_positives, without_negative_factor
 from trainer.tasks.task import tasks_of
 
@@ -99,7 +101,16 @@ class Inputs:
     def size(self, config: Options) -> RunSize:
         """Returns what the memory of the run depends on."""
         training, evaluation = (None if own is None else own.size for own in (self.training, self.evaluation))
-        return RunSize(config, self.layout, tasks_of(self.spec), training, evaluation, with_group=self.with_group)
+        score = Score.of(self.spec)
+        return RunSize(
+            config,
+            self.layout,
+            tasks_of(self.spec),
+            training,
+            evaluation,
+            with_group=self.with_group,
+            score_numbers=0 if score is None else len(score.numerical),
+        )
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -150,6 +161,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     if agreed is None and earlier is not None and config.run.warm_start is not None:
         spec = earlier.ordered(spec)
     config.model.check_labels([label.name for label in spec.labels])
+    spec = _with_score(spec, config.training.score)
     _check_rows_are_kept(config)
     held_out, mapping = None, data.train_mapping
     if config.holds_out and VALID not in spec.sources:
@@ -161,6 +173,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     has_metrics = evaluates and run.predict is None and run.importance is None
     with_group = has_metrics and not run.disable_map_calculation and _holds_group(spec, mapping)
     _check_ranking(run.ranking_metrics, spec, mapping)
+    _check_score_label(run.score_label, spec, mapping)
     if run.trains:
         _check_group_losses(spec, data.train_mapping)
     kept_names = _kept_names(spec, mapping, run.keep)
@@ -187,6 +200,15 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     if not run.restores:
         _check_pretrained(spec)
     return replace(inputs, memory=check_memory(inputs.size(config), env))
+
+
+def _with_score(spec: FeatureSpec, formula: str | None) -> FeatureSpec:
+    """Return the specification with the formula of --score or of the checkpoint, if there is one, as its score."""
+    if formula is None:
+        return spec
+    if mistake := find_mistake(parse_formula(formula), spec.features.values(), spec.channel_of):
+        raise DataError(f"--score: {mistake}")
+    return replace(spec, score=formula)
 
 
 def _check_pretrained(spec: FeatureSpec) -> None:
@@ -531,6 +553,26 @@ def _check_ranking(names: Sequence[str], spec: FeatureSpec, mapping: str) -> Non
         raise DataError(f"--ranking_metrics {' '.join(names)} need a binary label, and the specification has none")
 
 
+def _check_score_label(name: str | None, spec: FeatureSpec, mapping: str) -> None:
+    """Raise a DataError if --score_label is no label that a score is measured by."""
+    if name is None:
+        return
+    labels = [label.name for label in spec.labels if label.is_binary]
+    if spec.score is None:
+        raise DataError(f"--score_label {name}: there is no score to measure; add --score, or remove the flag")
+    if name not in labels:
+        near = nearest(name, labels)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise DataError(
+            f"--score_label {name!r} is not one of the binary labels {', '.join(labels) or '(there are none)'}{hint}"
+        )
+    if not _holds_group(spec, mapping):
+        raise DataError(
+            f"--score_label {name}: the score ranks rows within groups, and mapping {mapping!r} has no map feature: "
+            "list the id of the groups in channel_spec.map of the feature specification, or remove the flag"
+        )
+
+
 def _check_group_losses(spec: FeatureSpec, mapping: str) -> None:
     """Raise a DataError if rows of groups are to be compared in training on a mapping without groups."""
     labels = group_labels(spec)
@@ -554,7 +596,7 @@ def _kept_names(spec: FeatureSpec, mapping: str, asked: Sequence[str]) -> tuple[
 
 def _kept_columns(spec: FeatureSpec, mapping: str, names: Sequence[str], *, is_raw: bool) -> StoredColumns:
     """Return the columns with these names, in raw rows the raw columns."""
-    check_column_names(names, [label.name for label in spec.labels])
+    check_column_names(names, [label.name for label in spec.labels], () if spec.score is None else (SCORE,))
     held = _features(spec, mapping)
     return StoredColumns(spec, mapping, [stored_name(name, held) for name in names] if is_raw else names)
 

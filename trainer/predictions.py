@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError
 from data.loading.parquet import StoredColumns
-from data.spec.features import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN
+from data.spec.features import LABEL_COLUMN, PREDICTION_COLUMN, ROW_COLUMN, SCORE
 from data.storage.files import open_regular, replacing
 from data.storage.remote import RemoteError, RemoteFile, put, read_range, url_of
 from trainer.metrics.metric import Collectives
 from trainer.metrics.rows import GrowingArray
-from trainer.tasks.task import Task, logit_columns
+from trainer.tasks.score import Score, predicted
+from trainer.tasks.task import Task
 
 _BLOCK_ROWS = 1 << 18  # rows exchanged and written at once; also the size of the file's row groups
 CSV_SUFFIX = ".csv"
@@ -68,17 +69,18 @@ def _csv_names(file: BinaryIO) -> list[str]:
     return next(csv.reader(io.StringIO(start), strict=True), [])
 
 
-def check_column_names(kept: Sequence[str], labels: Sequence[str]) -> None:
+def check_column_names(kept: Sequence[str], labels: Sequence[str], more: Sequence[str] = ()) -> None:
     """Check that no kept column has the name of a column of the predictions file itself.
 
     Args:
         kept: names of the columns to copy into the file.
         labels: names of the labels.
+        more: names of the file's columns that belong to no label.
 
     Raises:
         DataError: a kept column has such a name; the message names it.
     """
-    written = [ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN))]
+    written = [ROW_COLUMN, *(part + label for label in labels for part in (LABEL_COLUMN, PREDICTION_COLUMN)), *more]
     twice = [name for name in kept if name in written]
     if twice:
         raise DataError(
@@ -91,24 +93,28 @@ class PredictionWriter:
     """Collects this worker's rows, then writes the rows of all workers in dataset order to one file.
 
     Columns: `row` (int64, 0-based position in the dataset), per task `label_TASK` (float32, null where missing) if the
-    dataset has it and `prediction_TASK`, then the kept columns as they are stored. A prediction is a probability or the
-    value of a regression, float64, or the probabilities of all classes, list<double>. Probabilities are computed from
-    the float32 logits in float64: equal logits give equal probabilities and their order is preserved, although
-    neighbouring logits above about 20 may give equal ones.
+    dataset has it and `prediction_TASK`, `score` (float32) if there is one, then the kept columns as they are stored. A
+    prediction is a probability or the value of a regression, float64, or the probabilities of all classes,
+    list<double>. Probabilities are computed from the float32 logits in float64: equal logits give equal probabilities
+    and their order is preserved, although neighbouring logits above about 20 may give equal ones.
 
     A CSV file has the same columns under a header: numbers in the shortest form that reads back equal, null as an empty
     cell, strings in quotes, lists as "[0.25, 0.75]".
 
-    Memory: 4 bytes per task and per logit for each row of this worker, and a fixed amount while writing. Rank 0 reads
-    the kept columns while it writes.
+    Memory: 4 bytes per task, per logit and per number that the score reads for each row of this worker, and a fixed
+    amount while writing. Rank 0 reads the kept columns while it writes.
 
     Args:
         path: the file to write, replacing an earlier one: CSV if it ends in .csv, else parquet. The mirror of an object
             is uploaded as a whole when it is complete, and removed.
         tasks: the tasks, one per label, in the order of their logits.
+        score: the score; None for none.
         labelled: names of the tasks whose labels are known; None for all.
         kept: stored columns of the same rows to copy into the file; None for none.
         kept_names: names of these columns in the file; None for those they are stored under.
+
+    Attributes:
+        undefined_scores: number of rows that `write` has written on rank 0 whose score is NaN.
     """
 
     def __init__(
@@ -116,28 +122,33 @@ class PredictionWriter:
         path: Path,
         tasks: Sequence[Task],
         *,
+        score: Score | None = None,
         labelled: Collection[str] | None = None,
         kept: StoredColumns | None = None,
         kept_names: Sequence[str] | None = None,
     ) -> None:
         self._path = Path(path)
-        self._tasks = tuple(tasks)
+        self._tasks, self._score = tuple(tasks), score
         self._labelled = {task.name for task in tasks} if labelled is None else set(labelled)
         self._kept = kept
         kept_fields = () if kept is None else tuple(kept.schema)
         names = [field.name for field in kept_fields] if kept_names is None else kept_names
         self._kept_fields = [field.with_name(name) for field, name in zip(kept_fields, names, strict=kept is not None)]
-        # [rows, tasks + sum of widths] float32: labels, then logits.
-        self._values = GrowingArray(np.float32, len(self._tasks) + sum(task.width for task in self._tasks))
-        self._first_row = 0
+        # [rows, tasks + sum of widths + numbers] float32: labels, logits, and the numbers that the score reads.
+        self._ends = np.cumsum([len(self._tasks), sum(task.width for task in self._tasks)]).tolist()
+        self._values = GrowingArray(np.float32, self._ends[-1] + (0 if score is None else len(score.numerical)))
+        self._first_row = self.undefined_scores = 0
 
-    def add(self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+    def add(
+        self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, numerical: np.ndarray | None = None
+    ) -> None:
         """Adds rows of the dataset, without padding rows.
 
         Args:
             rows: positions of the rows, [batch] int; all calls together must give one contiguous range.
             labels: labels, [batch, tasks] float; NaN where missing.
             logits: logits, [batch, sum of the tasks' widths] float.
+            numerical: numerical features, [batch, numerical] float32; not needed without a score.
 
         Raises:
             ValueError: a row does not directly follow the previous one.
@@ -149,7 +160,8 @@ class PredictionWriter:
         expected = self._first_row + len(self._values)
         if not np.array_equal(rows, np.arange(expected, expected + len(rows))):
             raise ValueError(f"expected rows from {expected} on without a gap, got {rows[0]} to {rows[-1]}")
-        self._values.append(np.concatenate([labels, logits], axis=1, dtype=np.float32))
+        numbers = [] if self._score is None else [self._score.numbers(numerical)]
+        self._values.append(np.concatenate([labels, logits, *numbers], axis=1, dtype=np.float32))
 
     def write(self, comm: Collectives) -> None:
         """Writes the file on rank 0. A collective.
@@ -216,18 +228,24 @@ class PredictionWriter:
         for task in self._tasks:
             if task.name in self._labelled:
                 fields.append(pa.field(LABEL_COLUMN + task.name, pa.float32()))
-            predicted = pa.list_(pa.float64()) if task.prediction_width > 1 else pa.float64()
-            fields.append(pa.field(PREDICTION_COLUMN + task.name, predicted))
+            kind = pa.list_(pa.float64()) if task.prediction_width > 1 else pa.float64()
+            fields.append(pa.field(PREDICTION_COLUMN + task.name, kind))
+        if self._score is not None:
+            fields.append(pa.field(SCORE, pa.float32()))
         return pa.schema([*fields, *self._kept_fields])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
-        """Returns positions, labels and predictions of a block of labels and logits, [rows, tasks + widths]."""
-        labels, logits = np.split(values, [len(self._tasks)], axis=1)
+        """Returns positions, labels, predictions and scores of a block of values."""
+        labels, logits, numbers = np.split(values, self._ends, axis=1)
+        found = predicted(self._tasks, self._score, logits, numbers)
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]
-        for task, label, columns_of_task in zip(self._tasks, labels.T, logit_columns(self._tasks), strict=True):
+        for task, label in zip(self._tasks, labels.T, strict=True):
             if task.name in self._labelled:
                 columns.append(pa.array(label, mask=np.isnan(label)))
-            columns.append(_predicted(task, logits[:, columns_of_task]))
+            columns.append(_as_column(found[task.name]))
+        if self._score is not None:
+            columns.append(_as_column(found[SCORE]))
+            self.undefined_scores += int(np.isnan(found[SCORE]).sum())
         return columns
 
 
@@ -249,13 +267,12 @@ def _list_cells(lists: pa.Array) -> pa.Array:
     return pc.if_else(lists.is_null(), pa.scalar(None, pa.string()), cells)
 
 
-def _predicted(task: Task, logits: np.ndarray) -> pa.Array:
-    """Return a task's predictions from its logits, [rows, width] float32."""
-    values = task.predictions(logits)
-    if task.prediction_width == 1:
+def _as_column(values: np.ndarray) -> pa.Array:
+    """Return predictions, [rows, width], as numbers or, if they are several of each row, as lists."""
+    rows, width = values.shape
+    if width == 1:
         return pa.array(values[:, 0])
-    starts = np.arange(0, values.size + 1, task.prediction_width, dtype=np.int32)
-    return pa.ListArray.from_arrays(starts, values.reshape(-1))
+    return pa.ListArray.from_arrays(np.arange(0, values.size + 1, width, dtype=np.int32), values.reshape(-1))
 
 
 def _check_ranges(ranges: np.ndarray) -> None:

@@ -34,6 +34,7 @@ class RunSize:
         training: what the loader of training holds as one of so many workers; None if the run does not train.
         evaluation: likewise for the evaluated mapping.
         with_group: whether metrics that rank rows within groups are computed.
+        score_numbers: how many numerical features the score reads.
     """
 
     options: Options
@@ -42,6 +43,7 @@ class RunSize:
     training: Callable[[int], LoaderSize] | None = None
     evaluation: Callable[[int], LoaderSize] | None = None
     with_group: bool = False
+    score_numbers: int = 0
 
     @property
     def outputs(self) -> int:
@@ -171,7 +173,8 @@ class StepMemory:
             return 0
         run = self._run.options.run
         has_metrics = run.predict is None and run.importance is None
-        store = _FLOAT * (self._run.outputs + len(self._run.tasks) + 1) + _INT64 * self._run.with_group
+        floats = self._run.outputs + len(self._run.tasks) + 1 + self._run.score_numbers
+        store = _FLOAT * floats + _INT64 * self._run.with_group
         of_metrics = METRIC_BYTES[self._run.with_group, self._workers > 1] if has_metrics else 0
         batches = (size.batches + 1) * size.batch_rows * size.row_bytes
         reading = size.window_bytes + DECODE_THREADS * size.decoded_bytes + batches

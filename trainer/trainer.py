@@ -60,6 +60,7 @@ from trainer.step import StepResult, step_input
 from trainer.tasks.binary import logit_maps_of, with_logit_maps
 from trainer.tasks.evaluation import Evaluation, metric_of
 from trainer.tasks.logit_map import LogitMap, described
+from trainer.tasks.score import Score
 from trainer.tasks.task import tasks_of
 from trainer.training_log import TrainingLog
 
@@ -98,7 +99,7 @@ class Trainer:
         self.results = Results(config, comm.rank)
         self.say = self.results.say
         maps = {label: LogitMap(shift) for label, shift in data.shifts.items()}
-        self.tasks = with_logit_maps(tasks_of(data.spec), maps)
+        self.tasks, self.score = with_logit_maps(tasks_of(data.spec), maps), Score.of(data.spec)
         self.model = make_model(config, data, comm)
         if not config.run.restores:
             for line in fill_from_files(self.model.embeddings, data.spec):
@@ -111,6 +112,8 @@ class Trainer:
         self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
         self._checked_step = 0  # the last step after which all losses so far were known to be finite
         self.say(f"{config.model.model}: {self.model.parameters:,} parameters{self._describe_shards()}")
+        if self.score is not None:
+            self.say(f"score: {self.score.formula.text}")
 
     # Parts that only some runs need are built on first use.
 
@@ -131,6 +134,8 @@ class Trainer:
             ranking_metrics=run.ranking_metrics,
             slices=run.slice,
             slice_values=run.slice_values,
+            score=self.score,
+            score_label=run.score_label,
         )
         return Evaluator(self.model, self.data.eval_loader, evaluation, self.comm, xla=self.config.training.xla)
 
@@ -435,7 +440,7 @@ class Trainer:
         return metrics
 
     def _calibrate(self) -> None:
-        """Fits the calibrators of --calibrate to the evaluated mapping, and records the predictions' logit maps.
+        """Fits the calibrators of --calibrate to the evaluated mapping, and records the logit maps and the score.
 
         Uses the best checkpoint, which gets them, and whose weights the model then has.
         """
@@ -458,7 +463,7 @@ class Trainer:
                 if metric_of(key) is CalibrationError:
                     self.say(f"{key} on {mapping!r}, before and after {kind}: {before[key]:.5f}, {after[key]:.5f}")
             self.results.log.log([], as_records(evaluation.curves))
-        self.checkpoints.record_logit_maps(logit_maps_of(self.tasks))
+        self.checkpoints.record_outputs(logit_maps_of(self.tasks))
 
     # Evaluation, prediction and benchmarks
 
@@ -473,7 +478,7 @@ class Trainer:
         for reason in undefined_warnings(evaluator.evaluation.undefined):
             self.say(f"warning: {reason}")
         if writer is not None:
-            writer.write(self.comm)
+            self._write(writer)
             self.say(f"predictions: {path}")
         self.say(f"{checkpoint} on {self.data.evaluated}: {describe(metrics)}")
         self.results.log.log([], as_records(evaluator.evaluation.curves))
@@ -487,7 +492,7 @@ class Trainer:
         evaluator, writer = self.evaluator, self._prediction_writer(path)
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
             evaluator.predict(writer, on_batch)
-        writer.write(self.comm)
+        self._write(writer)
         self.say(f"{checkpoint} on {self.data.evaluated}, {evaluator.loader.rows:,} rows: {path}")
 
     def measure_importance(self, path: Path) -> None:
@@ -552,7 +557,23 @@ class Trainer:
 
     def _prediction_writer(self, path: Path) -> PredictionWriter:
         data = self.data
-        return PredictionWriter(path, self.tasks, labelled=data.labelled, kept=data.kept, kept_names=data.kept_names)
+        return PredictionWriter(
+            path,
+            self.tasks,
+            score=self.score,
+            labelled=data.labelled,
+            kept=data.kept,
+            kept_names=data.kept_names,
+        )
+
+    def _write(self, writer: PredictionWriter) -> None:
+        """Writes a predictions file, and warns of undefined scores in it."""
+        writer.write(self.comm)
+        if writer.undefined_scores:
+            self.say(
+                f"warning: {writer.undefined_scores:,} of {self.data.eval_loader.rows:,} rows have no score: NaN, as "
+                "of the logarithm or root of a negative number, or of 0 / 0"
+            )
 
     @contextmanager
     def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:

@@ -343,11 +343,10 @@ class _Writer:
 
     def write(self, parts: Mapping[str, Sequence[Part]], rows: Mapping[str, int]) -> FeatureSpec:
         """Write every mapping; return the specification of the dataset."""
-        features = self._features()
+        spec, features = self._spec, self._features()
         chunks: dict[str, tuple[Chunk, ...]] = {}
-        vectors = (*self._spec.channels.get(VECTOR, ()), *self._spec.pretrained)
-        channels = {**self._spec.channels, VECTOR: vectors}
-        draft_spec = FeatureSpec(self._draft, features, {}, channels, self._spec.metadata, self._spec.sequences)
+        channels = {**spec.channels, VECTOR: (*spec.channels.get(VECTOR, ()), *spec.pretrained)}
+        draft_spec = FeatureSpec(self._draft, features, {}, channels, spec.metadata, spec.sequences, spec.score)
         counts = DatasetCounts(draft_spec, self._workflow.encoders, used_columns(self._spec))
         for mapping, mapping_parts in parts.items():
             tables = self._encoded(mapping, mapping_parts, rows[mapping])

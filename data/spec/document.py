@@ -19,6 +19,7 @@ from data.spec.document_values import (
     ChannelKeys,
     Dimension,
     FilePath,
+    FormulaText,
     Id,
     Name,
     NoneIsList,
@@ -39,6 +40,7 @@ from data.spec.features import (
     CATEGORICAL_CHANNELS,
     CHANNELS,
     CHUNK_KEYS,
+    SCORE,
     SECTIONS,
     SEQUENCE,
     ChunkType,
@@ -179,6 +181,7 @@ class _Document(TypedDict):
     source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
     channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
     metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
+    score: NotRequired[FormulaText]
 
 
 _FEATURE = TypeAdapter(_FeatureKeys)
@@ -247,6 +250,7 @@ class Parts:
         sequences: the sequences of the channel `sequence`.
         steps_with_ids: names of the features of sequences that have ids.
         metadata: metadata section of the document.
+        score: formula of the score; None if there is none or it is malformed.
         incomplete: locations of the sections, features, mappings and channels in which something was malformed. There,
             a missing name proves nothing: it may be the malformed one. A section of which all names are well-formed is
             complete, whatever is malformed below them.
@@ -259,6 +263,7 @@ class Parts:
     sequences: list[SequencePart] = field(default_factory=list)
     steps_with_ids: set[str] = field(default_factory=set)
     metadata: dict[Any, Any] = field(default_factory=dict)
+    score: str | None = None
     incomplete: set[KeyPath] = field(default_factory=set)
 
     def in_channels(self, *channels: str) -> list[Feature]:
@@ -308,6 +313,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
     steps = parts.in_channels(SEQUENCE)
     parts.steps_with_ids = {feature.name for feature in steps if feature.cardinality is not None}
     parts.metadata = metadata
+    parts.score = None if (SCORE,) in wrong else sections.get(SCORE)
     return parts, problems
 
 
@@ -345,7 +351,7 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
         "feature_spec": ("key of a feature", _FEATURE_KEYS),
         "source_spec": ("key of a chunk", CHUNK_KEYS),
         "channel_spec": ("channel", CHANNELS),
-    }.get(str(parent[0]) if parent else "", ("section", SECTIONS))
+    }.get(str(parent[0]) if parent else "", ("section", (*SECTIONS, SCORE)))
     if is_sequence(parent):
         kind, known = "key of a sequence", SEQUENCE_KEYS
     return Problem(path, f"unknown {kind}", str(key), known)

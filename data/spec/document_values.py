@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from data.errors import described
 from data.spec.features import MAX_CARDINALITY, MAX_DIMENSION, MAX_EMBEDDING_DIM, Dtype, Encoder, Order, name_mistake
+from data.spec.score import EXAMPLE, FormulaError, parse_formula
 from data.spec.task_types import TASK_TYPES
 
 MAX_PATH_LENGTH = 1000
@@ -67,6 +68,15 @@ def _file_path(value: Any) -> str:
     return value
 
 
+def _formula(value: Any) -> str:
+    if not isinstance(value, str):
+        raise wrong_value(f"is {described(value)}; write a formula, such as {EXAMPLE}")
+    try:
+        return parse_formula(value).text
+    except FormulaError as error:
+        raise wrong_value(str(error)) from error
+
+
 def expects_one_of(choices: Any) -> WrapValidator:
     """Returns a validator that reports a value that is none of a Literal's."""
     return expects(f"one of {', '.join(get_args(choices))}")
@@ -84,6 +94,7 @@ NoneIsList = BeforeValidator(lambda value: [] if value is None else value)
 TaskType: Any = Literal[tuple(TASK_TYPES)]
 Name = Annotated[str, PlainValidator(_name)]
 FilePath = Annotated[str, PlainValidator(_file_path)]
+FormulaText = Annotated[str, PlainValidator(_formula)]
 NumpyDtype = Annotated[Dtype, BeforeValidator(numpy_dtype), expects_one_of(Dtype)]
 PositiveInteger = Annotated[
     int, Strict(), Field(ge=1, le=MAX_CARDINALITY), PlainNumber, expects_integer(1, MAX_CARDINALITY)

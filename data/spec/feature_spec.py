@@ -24,6 +24,7 @@ from data.spec.features import (
     NUMERICAL,
     ONEHOT,
     SAMPLE_WEIGHT,
+    SCORE,
     SEQUENCE,
     SERVE_CHANNELS,
     VECTOR,
@@ -81,6 +82,7 @@ class FeatureSpec:
             has the features of all `sequences`, one sequence after the other.
         metadata: free-form information about the dataset, as in the file.
         sequences: the sequences of the channel `sequence`, in the order of the file.
+        score: formula that combines predictions and numerical features into the output `score`; None for no score.
     """
 
     folder: Path
@@ -89,6 +91,7 @@ class FeatureSpec:
     channels: dict[str, tuple[str, ...]]
     metadata: dict[str, Any]
     sequences: tuple[FeatureSequence, ...] = ()
+    score: str | None = None
 
     @classmethod
     def read(cls, path: Path, *, allow_outside_paths: bool = False, has_files: bool = True) -> "FeatureSpec":
@@ -149,6 +152,7 @@ class FeatureSpec:
             channels={channel: _texts(parts.channels[channel]) for channel in CHANNELS},
             metadata=parts.metadata,
             sequences=tuple(part.with_length(parts.features) for part in parts.sequences),
+            score=parts.score,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,6 +167,7 @@ class FeatureSpec:
                 for mapping, chunks in self.sources.items()
             },
             "channel_spec": channel_keys(self.channels, self.sequences),
+            **({} if self.score is None else {SCORE: self.score}),
             "metadata": dict(self.metadata),
         }
 

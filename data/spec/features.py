@@ -19,6 +19,8 @@ INPUT_CHANNELS = (ONEHOT, MULTIHOT, NUMERICAL, SEQUENCE, VECTOR)
 CATEGORICAL_CHANNELS = (ONEHOT, MULTIHOT)
 
 SECTIONS = ("feature_spec", "source_spec", "channel_spec", "metadata")
+# Key beside the sections, a formula, and name of the output that it adds to the predictions.
+SCORE = "score"
 TRAIN, VALID, TEST = "train", "valid", "test"
 REQUIRED_MAPPINGS = (TRAIN, TEST)
 CHUNK_KEYS = ("type", "features", "files")

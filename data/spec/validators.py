@@ -37,6 +37,7 @@ from data.spec.features import (
     PRETRAINED_KEYS,
     REQUIRED_MAPPINGS,
     ROW_COLUMN,
+    SCORE,
     SEQUENCE,
     SERVE,
     SERVE_CHANNELS,
@@ -44,6 +45,7 @@ from data.spec.features import (
     Feature,
     exact_integers,
 )
+from data.spec.score import find_mistake, parse_formula
 from data.spec.sequence_rules import Column, check_sequences
 from data.storage.files import find_escape
 from data.storage.remote import named
@@ -445,6 +447,15 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
             yield Problem(_feature_path(feature, "dtype"), message)
 
 
+def check_score(parts: Parts) -> Iterator[Problem]:
+    """Checks that the formula of the score names labels and numerical features."""
+    sections = {("feature_spec",), ("channel_spec", LABEL), ("channel_spec", NUMERICAL)}
+    if parts.score is None or not parts.incomplete.isdisjoint(sections):
+        return
+    if mistake := find_mistake(parse_formula(parts.score), parts.features.values(), parts.channel_of()):
+        yield Problem(SCORE, mistake)
+
+
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
     """Checks that at most one feature is the sample weight, is in no channel, and alone has a negative_rate."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
@@ -633,6 +644,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_joint_names,
     check_bool_dtype,
     check_sample_weight,
+    check_score,
     check_mappings,
     check_chunk_types,
     check_chunk_features,

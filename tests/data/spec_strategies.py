@@ -17,6 +17,7 @@ def weighted_document() -> Any:
         "feature_spec.seen": {"cardinality": 100, "table": "user", "max_hotness": 2},
         "feature_spec.ages": {},
         "feature_spec.embedding": {"dimension": 3},
+        "score": "click * buy ** 0.5 / age",
         "feature_spec.text": {"pretrained": "texts.parquet", "of": "user", "trained": True, "dimension": 2},
         "channel_spec.vector": ["embedding", "text"],
         "channel_spec.sequence": {

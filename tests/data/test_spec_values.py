@@ -139,8 +139,8 @@ def test_unknown_sections(tmp_path: Path) -> None:
     problems = problems_of(document() | {"source_specs": {}, "zzz": 1, True: 2}, tmp_path)
     assert problems == [
         "document.source_specs: unknown section; did you mean 'source_spec'?",
-        "document.zzz: unknown section; expected feature_spec, source_spec, channel_spec, metadata",
-        "document.True: unknown section; expected feature_spec, source_spec, channel_spec, metadata",
+        "document.zzz: unknown section; expected feature_spec, source_spec, channel_spec, metadata, score",
+        "document.True: unknown section; expected feature_spec, source_spec, channel_spec, metadata, score",
     ]
 
 

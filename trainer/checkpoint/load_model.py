@@ -29,6 +29,7 @@ from trainer.layout import InputSchema, input_schema
 from trainer.models import build_model, model_options
 from trainer.models.ranking import RankingModel
 from trainer.tasks.binary import with_logit_maps
+from trainer.tasks.score import Score
 from trainer.tasks.task import Task, tasks_of
 
 
@@ -45,6 +46,7 @@ class LoadedModel:
         metrics: metrics of the evaluation of these weights; NaN where undefined.
         files: content of the folder's files besides the weights, by name.
         raw_spec: raw specification of the dataset; None if it was not written by preprocess.py.
+        score: the score; None for none.
     """
 
     spec: FeatureSpec
@@ -55,6 +57,7 @@ class LoadedModel:
     metrics: dict[str, float]
     files: dict[str, bytes]
     raw_spec: RawSpec | None = None
+    score: Score | None = None
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
@@ -108,7 +111,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
     encoders = load_encoders(settings[0].parent) if settings else {}
     files = {name: folder.read_file(name) for name in folder.files}
     metrics = {key: math.nan if value is None else value for key, value in architecture.metrics.items()}
-    return LoadedModel(spec, layout, tasks, model, encoders, metrics, files, _raw_spec(folder))
+    return LoadedModel(spec, layout, tasks, model, encoders, metrics, files, _raw_spec(folder), Score.of(spec))
 
 
 def _raw_spec(folder: ChecksummedDir) -> RawSpec | None:

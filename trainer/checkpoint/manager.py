@@ -278,16 +278,17 @@ class CheckpointManager:
         path, maps, calibrate = json.loads(self._comm.broadcast_bytes(found))
         return Restored(Path(path), read_typed(dict[str, LogitMap], maps, "state.logit_maps"), calibrate)
 
-    def record_logit_maps(self, maps: Mapping[str, LogitMap]) -> None:
-        """Records in the best checkpoint what its predictions apply to the logits, by label.
+    def record_outputs(self, maps: Mapping[str, LogitMap]) -> None:
+        """Records in the best checkpoint what its predictions apply to the logits, by label, and the run's score.
 
         Raises:
             StorageError: the checkpoint cannot be written; it is left unchanged.
         """
         if self._comm.rank == 0:
             checkpoint = self._store.best() or self._store.open("last", verify=False)
-            if RunState.of(checkpoint).logit_maps != maps:
-                state = {"logit_maps": {label: asdict(one) for label, one in maps.items()}}
+            facts, score = RunState.of(checkpoint), self._spec.score
+            if (facts.logit_maps, facts.score) != (maps, score):
+                state = {"logit_maps": {label: asdict(one) for label, one in maps.items()}, "score": score}
                 self._store.amend(checkpoint.step, checkpoint.state | state, checkpoint.best)
 
     def write_best_model(self, weights: Sequence[str]) -> Path | None:
@@ -375,6 +376,7 @@ class CheckpointManager:
             metrics=to_plain(metrics),
             logit_maps=self._logit_maps,
             origin=self.origin,
+            score=self._spec.score,
         )
         return asdict(facts) | {"stopping": to_plain(vars(stopping))}
 

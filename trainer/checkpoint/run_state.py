@@ -121,6 +121,7 @@ class RunState:
         metrics: metrics of the evaluation recorded in the checkpoint, None where undefined; empty without one.
         logit_maps: what predictions apply to the network's logits, by label; only labels where it changes something.
         origin: what the model had been trained for before the run.
+        score: formula of the score in the predictions; None for no score.
     """
 
     identity: Identity
@@ -131,6 +132,7 @@ class RunState:
     metrics: dict[str, float | None]
     logit_maps: dict[str, LogitMap]
     origin: Origin = Origin()
+    score: str | None = None
 
     @property
     def rates(self) -> SavedRates:

@@ -1,4 +1,4 @@
-"""Reads the model flags that a checkpoint was trained with. Imports no TensorFlow."""
+"""Reads the flags of a checkpoint that a run takes over from it. Imports no TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from trainer.models import model_flags, model_options
 
 
 def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> dict[str, Any]:
-    """Return the model flags of a checkpoint by name.
+    """Return the model flags of a checkpoint by name, and the formula of its score unless one is given.
 
     Args:
         given: flags of the command line; any model flags among them must equal the checkpoint's.
@@ -27,7 +27,8 @@ def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> 
     store.refresh(which)
     checkpoint = store.open(which, verify=False)
     try:
-        saved = from_json(RunState.of(checkpoint).options)
+        state = RunState.of(checkpoint)
+        saved = from_json(state.options)
         model_options(**saved)
     except NoCheckpointError:
         raise
@@ -40,7 +41,7 @@ def saved_model_flags(given: Mapping[str, Any], model_dir: Path, which: str) -> 
             f"{checkpoint.path} was trained with {changes}. Omit the model's flags (they are taken from the "
             "checkpoint), or give another --model_dir or --checkpoint."
         )
-    return saved
+    return saved if state.score is None or "score" in given else saved | {"score": state.score}
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:

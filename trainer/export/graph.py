@@ -7,7 +7,7 @@ import tensorflow as tf
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.ports import inputs_of
 from trainer.layout import InputSchema, ModelInputs
-from trainer.tasks.task import logit_columns
+from trainer.tasks.score import predicted_in_graph
 
 
 def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFunction:
@@ -33,11 +33,9 @@ def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]
     """Predicts from the model's input matrices.
 
     Returns:
-        Predictions [batch, width] float32 by task name.
+        Predictions [batch, width] float32 by task name, and the score [batch, 1] float32 if there is one.
     """
-    logits = saved.model.call(*inputs)
-    places = zip(saved.tasks, logit_columns(saved.tasks), strict=True)
-    return {task.name: task.activation(logits[:, columns]) for task, columns in places}
+    return predicted_in_graph(saved.tasks, saved.score, saved.model.call(*inputs), inputs.numerical)
 
 
 def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInputs:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.spec.features import SCORE
 from trainer.layout import InputSchema, ModelInputs
+from trainer.tasks.score import Score
 from trainer.tasks.task import Task
 
 
@@ -36,9 +38,10 @@ def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
     return (*ids, *weights, *numbers, *vectors, *(Port(name, "float32", 1) for name in layout.numerical))
 
 
-def outputs_of(tasks: Sequence[Task]) -> tuple[Port, ...]:
-    """Returns one output per task: a probability, a number, or the class probabilities."""
-    return tuple(Port(task.name, "float32", task.prediction_width) for task in tasks)
+def outputs_of(tasks: Sequence[Task], score: Score | None = None) -> tuple[Port, ...]:
+    """Returns one output per task: a probability, a number, or the class probabilities; then the score, if any."""
+    ports = tuple(Port(task.name, "float32", task.prediction_width) for task in tasks)
+    return ports if score is None else (*ports, Port(SCORE, "float32", 1))
 
 
 def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarray]:
@@ -50,8 +53,8 @@ def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarr
     return named | {name: inputs.numerical[:, index : index + 1] for index, name in enumerate(layout.numerical)}
 
 
-def tensor_names(names: Iterable[str]) -> dict[str, str]:
-    """Maps the names of features, tasks and raw columns to valid, distinct tensor names.
+def tensor_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
+    """Maps the names of features, tasks and raw columns to valid, distinct tensor names, none of them reserved.
 
     Names are kept where possible. TensorFlow renames inputs that are not Python identifiers, and does not distinguish
     names that differ only in case. In such names invalid characters are replaced by underscores, and a number is
@@ -59,7 +62,7 @@ def tensor_names(names: Iterable[str]) -> dict[str, str]:
     """
     known = list(dict.fromkeys(names))
     tensors: dict[str, str] = {}
-    taken: set[str] = set()
+    taken = {name.lower() for name in reserved}
     for name in known:
         if _is_tensor_name(name) and name.lower() not in taken:
             tensors[name] = name

@@ -37,6 +37,7 @@ from trainer.export.raw_columns import (
 )
 from trainer.layout import InputSchema, ModelInputs
 from trainer.recommender.scorer import Scorer
+from trainer.tasks.score import Score
 
 # Shares of random raw values that are null, and that are not among the known ones.
 NULL_SHARE, UNSEEN_SHARE = 0.1, 0.2
@@ -52,11 +53,15 @@ class ComparedRows:
         inputs: encoded features, or raw columns, by name, [rows, width] each.
         expected: the model's predictions by task name, [rows, width] each.
         kind: what the rows are, for messages.
+        score: the model's score; None for none.
+        numerical: the numerical features, [rows, numerical] float32.
     """
 
     inputs: Arrays
     expected: Arrays
     kind: str
+    score: Score | None
+    numerical: np.ndarray
 
     @property
     def number(self) -> int:
@@ -65,7 +70,8 @@ class ComparedRows:
 
     def check(self, name: str, predict: Predict) -> Check:
         """Returns the comparison of a prediction function on these rows."""
-        return Check(name, predict, self.inputs, self.expected, self.kind)
+        numbers = np.empty((self.number, 0), np.float32) if self.score is None else self.score.numbers(self.numerical)
+        return Check(name, predict, self.inputs, self.expected, self.kind, self.score, numbers)
 
 
 def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
@@ -105,7 +111,7 @@ def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> Compare
             encoded[port.name] = _last(encoded[port.name], port.width)
     inputs = Scorer(saved).matrices(encoded, rows)
     expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
-    return ComparedRows(raw_inputs(layout.columns, raw), expected, "random raw rows")
+    return ComparedRows(raw_inputs(layout.columns, raw), expected, "random raw rows", saved.score, inputs.numerical)
 
 
 def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndarray]:

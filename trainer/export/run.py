@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from data.encoding.encoders import CrossedIds, Encoder
 from data.loading.loader import ParquetLoader
+from data.spec.features import SCORE
 from data.spec.raw.spec import RawSpec
 from data.storage.checksummed_dir import remove_leftovers
 from data.storage.files import draft_beside, sync, unmark_draft
@@ -76,7 +77,7 @@ def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> Compared
     inputs = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader, saved.layout)
     expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
     kind = "random rows" if loader is None else "rows of the dataset"
-    return ComparedRows(named_inputs(saved.layout, inputs), expected, kind)
+    return ComparedRows(named_inputs(saved.layout, inputs), expected, kind, saved.score, inputs.numerical)
 
 
 def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
@@ -87,7 +88,8 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
     """
     layout, columns = saved.layout, [name for encoder in saved.encoders.values() for name in columns_of(encoder)]
     features = [*(port.name for port in inputs_of(layout))]
-    name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns])
+    reserved = [] if saved.score is None else [SCORE]
+    name = tensor_names([*features, *(task.name for task in saved.tasks), *saved.encoders, *columns], reserved)
     layout = replace(
         layout,
         categorical=tuple(

@@ -103,7 +103,7 @@ def _as_json(array: np.ndarray) -> list[Any]:
 
 def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
-    outputs = [(port.name, port.dtype, port.width) for port in outputs_of(saved.tasks)]
+    outputs = [(port.name, port.dtype, port.width) for port in outputs_of(saved.tasks, saved.score)]
     lines = [
         f'backend: "{backend}"',
         f"max_batch_size: {MAX_BATCH}",

@@ -11,6 +11,7 @@ import pandas as pd
 from data.encoding.encoders import Encoded
 from data.encoding.keys import Values, key_array
 from data.errors import DataError
+from data.spec.features import SCORE
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import ModelInputs
 from trainer.recommender.columns import encode_column, require_columns, require_frame, require_mapping
@@ -73,6 +74,11 @@ class Fitted:
         return [task.name for task in self.saved.tasks]
 
     @property
+    def outputs(self) -> list[str]:
+        """Names of the columns of predictions: the tasks, then the score if there is one."""
+        return self.tasks if self.saved.score is None else [*self.tasks, SCORE]
+
+    @property
     def features(self) -> list[str]:
         """Names of all input features of the model."""
         return [feature.name for feature in self.saved.spec.inputs]
@@ -102,7 +108,7 @@ class Fitted:
         """Predicts for encoded rows.
 
         Returns:
-            Predictions [rows, tasks] float64.
+            Predictions [rows, outputs] float64.
 
         Raises:
             DataError: if a feature is missing, an id is out of range, or a number is not finite.
@@ -126,7 +132,7 @@ class Fitted:
             candidates: raw item ids; None for all items.
             context: value of each context column.
             exclude_seen: whether to exclude items that the user has interacted with.
-            weights: [tasks] float64, weight of each task's prediction in the score.
+            weights: [outputs] float64, weight of each output in the score of an item.
 
         Returns:
             The raw ids of the items [n] and their scores [n].

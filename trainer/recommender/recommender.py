@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data.errors import DataError, nearest, shown
+from data.spec.features import SCORE
 from trainer.process.startup import import_tensorflow
 from trainer.recommender.columns import frame_hint, require_mapping
 from trainer.recommender.interactions import Interactions
@@ -32,7 +33,7 @@ class Recommender:
         batch_size: rows per training step.
         learning_rate: learning rate of the deep part; None uses main.py's default for the model.
         verbose: whether to show the output of main.py during training.
-        **options: any other model or training flag by name, such as `num_experts=4` or `seed=1`.
+        **options: any other model or training flag by name, such as `num_experts=4` or `score="liked * rating"`.
 
     Raises:
         DataError: if an option is unknown or has an invalid value.
@@ -151,8 +152,9 @@ class Recommender:
             encoded: whether the frame holds encoded features as returned by `encode`.
 
         Returns:
-            For a single pair, a dictionary of predictions by task, or a float if there is only one task. For a frame, a
-            frame with the same index and one column per task.
+            For a single pair, a dictionary of predictions by task, or a float if there is only one task and no score.
+            For a frame, a frame with the same index and one column per task. With the option `score`, there is one more
+            output, `score`.
 
         Raises:
             DataError: if a column is missing or holds invalid values.
@@ -168,7 +170,9 @@ class Recommender:
                 f"got one {type(user).__name__} alone{hint}"
             )
         values = self.batch_predict([(user, item)], context=context).iloc[0]
-        return float(values.iloc[0]) if len(values) == 1 else {task: float(values[task]) for task in self.tasks}
+        return (
+            float(values.iloc[0]) if len(values) == 1 else {str(name): float(value) for name, value in values.items()}
+        )
 
     def batch_predict(
         self, pairs: Iterable[tuple[Any, Any]] | np.ndarray, *, context: Mapping[str, Any] | None = None
@@ -180,7 +184,7 @@ class Recommender:
             context: value of each context column, used for all pairs.
 
         Returns:
-            A frame with one row per pair and one column per task.
+            A frame with one row per pair and one column per task, and `score` with the option of that name.
 
         Raises:
             DataError: if `pairs` does not consist of pairs, or ids are of another type than in training.
@@ -224,7 +228,8 @@ class Recommender:
             k: maximum number of items; fewer are returned if there are fewer candidates.
             candidates: raw ids of the items to choose from; None for all items.
             exclude_seen: whether to exclude items that the user has interacted with.
-            score: maps tasks to the weights of their predictions in the score; None uses the first task only.
+            score: maps tasks, and `score` if there is one, to the weights of their predictions in an item's score; None
+                uses `score`, or else the first task only.
             context: value of each context column.
 
         Raises:
@@ -277,21 +282,22 @@ class Recommender:
 
     def _predict_rows(self, frame: pd.DataFrame, *, encoded: bool = False) -> pd.DataFrame:
         features = frame if encoded else self._fitted.encode(frame)
-        return pd.DataFrame(self._fitted.predict(features), index=frame.index, columns=self.tasks)
+        return pd.DataFrame(self._fitted.predict(features), index=frame.index, columns=self._fitted.outputs)
 
     def _weights(self, score: Mapping[str, float] | None) -> np.ndarray:
-        chosen = {self.tasks[0]: 1.0} if score is None else score
+        outputs = self._fitted.outputs
+        chosen = {outputs[-1] if SCORE in outputs else outputs[0]: 1.0} if score is None else score
         require_mapping(chosen, "score", "{'liked': 1.0}")
         for name, weight in chosen.items():
-            if name not in self.tasks:
-                near = nearest(name, self.tasks)
+            if name not in outputs:
+                near = nearest(name, outputs)
                 hint = f"; did you mean {near!r}?" if near else ""
-                raise DataError(f"score: {name!r} is not one of the tasks {', '.join(self.tasks)}{hint}")
+                raise DataError(f"score: {name!r} is not one of the tasks {', '.join(outputs)}{hint}")
             if not isinstance(weight, Real) or not np.isfinite(float(weight)):
                 raise DataError(f"score: the weight of {name!r} is {weight!r}; expected a number")
         if not chosen:
-            raise DataError(f"score names no task; expected weights of {', '.join(self.tasks)}")
-        return np.array([float(chosen.get(task, 0.0)) for task in self.tasks])
+            raise DataError(f"score names no task; expected weights of {', '.join(outputs)}")
+        return np.array([float(chosen.get(task, 0.0)) for task in outputs])
 
 
 def _path(method: str, folder: Any) -> Path:

@@ -13,7 +13,7 @@ from data.loading.batch import PAD
 from data.loading.lists import Lists
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import CategoricalInput, ModelInputs, VectorInput
-from trainer.tasks.task import logit_columns
+from trainer.tasks.score import predicted
 
 # Rows per forward pass, which bounds the memory for activations.
 ROWS_AT_ONCE = 65_536
@@ -27,7 +27,7 @@ class Scorer:
     """
 
     def __init__(self, saved: LoadedModel):
-        self._layout, self._tasks = saved.layout, saved.tasks
+        self._layout, self._tasks, self._score = saved.layout, saved.tasks, saved.score
         layout = saved.layout
         signature = ModelInputs(
             tf.TensorSpec([None, layout.id_columns], tf.int32),
@@ -107,7 +107,8 @@ class Scorer:
         """Predicts for input matrices as returned by `matrices`.
 
         Returns:
-            Predictions [rows, tasks] float64: probabilities of binary tasks, values of the others.
+            Predictions [rows, tasks] float64: probabilities of binary tasks, values of the others. If there is a score,
+            it is one more column.
         """
         outputs = sum(task.width for task in self._tasks)
         blocks = [np.zeros((0, outputs), np.float32)]  # so that zero rows can be concatenated, too
@@ -115,8 +116,8 @@ class Scorer:
             block = ModelInputs(*(tf.constant(matrix[start : start + ROWS_AT_ONCE]) for matrix in inputs))
             blocks.append(self._forward(block).numpy())
         logits = np.concatenate(blocks)
-        columns = zip(self._tasks, logit_columns(self._tasks), strict=True)
-        return np.concatenate([task.predictions(logits[:, of_task]) for task, of_task in columns], axis=1)
+        numbers = None if self._score is None else self._score.numbers(inputs.numerical)
+        return np.concatenate([*predicted(self._tasks, self._score, logits, numbers).values()], axis=1)
 
 
 def _as_lists(name: str, values: Values, read: Callable[[Values], np.ndarray]) -> Lists:

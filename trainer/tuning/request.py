@@ -15,6 +15,7 @@ from trainer.inputs import Inputs, open_inputs
 from trainer.metrics.metric import Direction
 from trainer.process.worker_env import WorkerEnv
 from trainer.tasks.evaluation import Evaluation, metric_of
+from trainer.tasks.score import Score
 from trainer.tasks.task import tasks_of
 from trainer.tuning.space import Search
 
@@ -123,7 +124,8 @@ def _files(spec: FeatureSpec, mapping: str) -> set[Path]:
 
 
 def _main_metric(config: Options, inputs: Inputs) -> tuple[str, Direction]:
-    keys = Evaluation(tasks_of(inputs.spec), with_group=inputs.with_group).keys
+    score = Score.of(inputs.spec)
+    keys = Evaluation(tasks_of(inputs.spec), with_group=inputs.with_group, score=score).keys
     options = config.training
     key = main_metric(keys, options.early_stopping_metric, prefers_loss=options.recipe == "auto")
     direction = metric_of(key).direction

@@ -41,6 +41,7 @@ from data.spec.document_values import (
     ChannelKeys,
     Dimension,
     FilePath,
+    FormulaText,
     Name,
     NoneIsList,
     NoneIsMapping,
@@ -58,7 +59,7 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SECTIONS, Combiner, Feature, Missing, Wide, name_mistake
+from data.spec.features import CHANNELS, CHUNK_KEYS, SCORE, SECTIONS, Combiner, Feature, Missing, Wide, name_mistake
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -403,6 +404,7 @@ class _RawDocument(TypedDict):
     source_spec: Annotated[dict[Name, _Chunks], expects("a mapping"), NoneIsMapping]
     channel_spec: Annotated[ChannelKeys, expects("a mapping"), NoneIsMapping]
     metadata: NotRequired[Annotated[dict[Any, Any], expects("a mapping"), NoneIsMapping]]
+    score: NotRequired[FormulaText]
     split: NotRequired[Annotated[SplitKeys, expects("a mapping, such as {from: logs, random: {test: 0.2}}")]]
     where: NotRequired[_Condition]
     sample_weight: NotRequired[_Column]
@@ -415,7 +417,7 @@ class _RawDocument(TypedDict):
 _DOCUMENT = TypeAdapter(Annotated[_RawDocument, expects("a mapping with feature_spec, source_spec and channel_spec")])
 RAW_SECTIONS = tuple(_RawDocument.__annotations__)
 # Keys by which a raw specification differs from that of an encoded dataset.
-_RAW_ONLY_SECTIONS = frozenset(RAW_SECTIONS).difference(SECTIONS)
+_RAW_ONLY_SECTIONS = frozenset(RAW_SECTIONS).difference(SECTIONS, (SCORE,))
 _RAW_ONLY_KEYS = frozenset(RawFeatureKeys.__annotations__).difference(Feature.__dataclass_fields__)
 _RAW_ONLY_CHUNK_KEYS = frozenset(RawChunkKeys.__annotations__).difference(CHUNK_KEYS)
 

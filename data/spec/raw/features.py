@@ -18,6 +18,7 @@ from data.spec.features import (
     NUMERICAL,
     PRETRAINED,
     PRETRAINED_KEYS,
+    SCORE,
     SEQUENCE,
     SERVE,
     VECTOR,
@@ -68,6 +69,7 @@ from data.spec.validators import (
     check_map,
     check_pretrained,
     check_sample_spaces,
+    check_score,
     check_serve,
     check_tables,
     check_tasks,
@@ -87,6 +89,7 @@ FEATURE_RULES = (
     check_all_sequences,
     check_keys_of_vectors,
     check_pretrained,
+    check_score,
 )
 _ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", DIMENSION, *LIST_KEYS, *LABEL_KEYS)
 _LOOKED_UP_KEYS = (*PRETRAINED_KEYS, DIMENSION, "dtype")
@@ -211,6 +214,7 @@ class RawFeatures:
             channels=self.parts.channels,
             sequences=self.parts.sequences,
             steps_with_ids={name for name in self.sequence_of if isinstance(self.rules.get(name), ID_RULES)},
+            score=self.parts.others.get(SCORE),
             incomplete=self.parts.incomplete | {("feature_spec", name) for name in wrong},
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from data.errors import shown
 from data.spec.document import Problem, format_problems, path_of
 from data.spec.feature_spec import FeatureSpecError
-from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT, name_mistake
+from data.spec.features import CHANNELS, LABEL, SAMPLE_WEIGHT, SCORE, name_mistake
 from data.spec.raw.columns import RawColumns, ReadCondition, as_condition
 from data.spec.raw.document import RawParts, raw_key_of, read_raw_document
 from data.spec.raw.encodings import NUMBER_TYPES
@@ -122,6 +122,7 @@ class _Draft:
             seed=others.get("seed", 0),
             row_key=tuple(names[reading].name for reading in self.split.key),
             metadata=others.get("metadata", {}),
+            score=others.get(SCORE),
         )
 
     def _check_rows(self) -> Iterator[Problem]:

@@ -387,6 +387,7 @@ class RawSpec:
             integer, the number of its file in its source, in sorted path order, times 2**40 plus its number in the
             file.
         metadata: free-form information, copied to the dataset.
+        score: formula of the score, likewise; None for no score.
     """
 
     folder: Path
@@ -405,6 +406,7 @@ class RawSpec:
     seed: int = 0
     row_key: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    score: str | None = None
 
     def is_list(self, feature: str) -> bool:
         """Returns whether a feature has a list per row."""

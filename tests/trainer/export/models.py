@@ -73,11 +73,13 @@ def write_run(
     weighted: bool = False,
     encoders: Mapping[str, Encoder] | None = None,
     logit_maps: Mapping[str, LogitMap] | None = None,
+    score: str | None = None,
     **flags: object,
 ) -> LoadedModel:
     """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    spec = FeatureSpec.from_dict(specification(without, weighted=weighted), folder)
+    document = specification(without, weighted=weighted) | ({} if score is None else {"score": score})
+    spec = FeatureSpec.from_dict(document, folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
     options = model_options(**(SMALL | flags))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)
