@@ -59,6 +59,8 @@ HOROVOD: dict[str, frozenset[str]] = {
     **dict.fromkeys(("HorovodAllgather", "HorovodGroupedAllgather"), frozenset()),
     "HorovodAlltoall": frozenset({"splits", "received_splits"}),
 }
+# Operations of which the GPU kernel for integers copies the whole variable to the host, and computes there.
+SCATTERS = {f"ResourceScatter{kind}" for kind in ("Update", "Add", "Sub", "Mul", "Div", "Min", "Max")}
 CLOCKS = {"Timestamp"}  # run on the host by their nature
 # Handles, and values that are on the host in any case.
 WITHOUT_DATA = {tf.resource, tf.variant, tf.string}
@@ -107,8 +109,10 @@ class GpuKernels:
         )
 
     def find(self, operation: tf.Operation) -> Kernel | None:
-        """Returns the kernel that runs an operation; None if there is none for its dtypes."""
+        """Returns the kernel that runs an operation on the GPU; None if there is none for its dtypes."""
         types = type_attributes(operation)
+        if operation.type in SCATTERS and operation.get_attr("dtype").is_integer:
+            return None
         for kernel in self._by_operation.get(operation.type, ()):
             if all(types.get(name, set()) <= allowed for name, allowed in kernel.types.items()):
                 return kernel

@@ -49,6 +49,7 @@ KERNELS = GpuKernels(
         "Sum": [kernel("reduction_indices", T="float32")],
         "Greater": [kernel(T="float32")],
         "ReadVariableOp": [kernel("resource")],
+        "ResourceScatterUpdate": [kernel("resource", dtype="int64 float64", Tindices="int64")],
         "AssignVariableOp": [kernel("resource")],
     }
 )
@@ -169,6 +170,19 @@ def test_operation_without_a_kernel_runs_on_the_host():
     assert counts.per_row == {"Sin (x float32, y float32)": 1}
     assert counts.launches == {"AddV2": 2} and counts.to_host == counts.to_device == 1
     assert counts.syncs == {"Sin reads x (float32) on the host": 1}
+
+
+@pytest.mark.parametrize("dtype", [tf.int64, tf.float64])
+def test_integers_are_scattered_on_the_host(dtype):
+    """Although there is a kernel."""
+    variable = tf.Variable(tf.zeros(9, dtype))
+
+    def function(rows):
+        tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=tf.ones(BATCH, dtype))
+
+    counts = counts_of(function, [BATCH], dtype=tf.int64)
+    on_host = {"ResourceScatterUpdate (Tindices int64, dtype int64)": 1}
+    assert counts.no_gpu_kernel == (on_host if dtype == tf.int64 else {})
 
 
 def test_operation_placed_on_the_cpu_runs_on_the_host():

@@ -19,6 +19,7 @@ from trainer.optimizers.loss_scale import LossScale
 from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import Ftrl, RMSprop
 from trainer.optimizers.schedules import Constant
+from trainer.process.device import compiles_passes
 from trainer.step import StepInput, StepResult, TrainStep
 from trainer.tasks.binary import BinaryTask
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
@@ -116,6 +117,7 @@ def make_step(
             named(embeddings.deep_variables),
         ),
         ParameterGroup(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_variables)),
+        compiled=compiles_passes(bool(flags.get("xla"))),
     )
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
     options = TrainingOptions(**{"global_batch_size": 16, **flags})  # type: ignore[arg-type]

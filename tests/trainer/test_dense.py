@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from trainer.models import layers as products
 from trainer.models.layers import Dense, DenseConfig
-from trainer.models.step_context import ACTIVATIONS, StepContext, dropout_mask
+from trainer.models.step_context import ACTIVATIONS, StepContext, dropout_mask, uniform
 
 ROWS, INPUTS, UNITS, RATE = 64, 12, 20, 0.5
 # Relative to the largest value: the rounding of gradients and results.
@@ -115,6 +115,20 @@ def test_dropout_probability(rate):
     by_row, by_unit = dropped.mean(axis=1), dropped.mean(axis=0)
     assert by_row.std() < 1.3 * np.sqrt(rate * (1 - rate) / shape[1]) + 1 / 500
     assert by_unit.std() == pytest.approx(np.sqrt(rate * (1 - rate) / shape[0]), rel=0.15)
+
+
+def test_xla_draws_the_same_numbers():
+    """Else a pass that XLA compiles would drop other values than one that it does not."""
+
+    def draw(seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # An odd number of values, so that not all bytes of the last word are used.
+        return *dropout_mask(tf.constant([2, 33, 7]), 0.3, seed), uniform(tf.constant([1001, 3]), seed)
+
+    plain, compiled = draw(tf.constant([5, 6])), tf.function(draw, jit_compile=True)(tf.constant([5, 6]))
+    for own, other in zip(plain, compiled, strict=True):
+        np.testing.assert_array_equal(own, other)
+    assert set(np.unique(plain[1])) == {76, 77}  # both thresholds: 256 * 0.3 lies between them
+    np.testing.assert_array_equal(plain[2], tf.random.stateless_uniform([1001, 3], [5, 6]))
 
 
 def test_dropout_masks_are_independent():

@@ -56,9 +56,10 @@ class SparseExchange:
             if comm.size > 1 and plan[variable.path] != "whole"
         }
         # A number per row, of which a step only uses those that it has written before. With them, a GPU finds distinct
-        # rows without waiting for its own results; and they are small beside the tables.
+        # rows without waiting for its own results; and they are small beside the tables. float64 holds them exactly: of
+        # integers, TensorFlow would copy the whole variable to the host to scatter them there.
         self._numbers = {
-            index: tf.Variable(tf.raw_ops.Empty(shape=[count], dtype=tf.int64, init=False), trainable=False)
+            index: tf.Variable(tf.raw_ops.Empty(shape=[count], dtype=tf.float64, init=False), trainable=False)
             for index, count in rows.items()
         }
 
@@ -107,8 +108,9 @@ class SparseExchange:
         counts = dict(zip(places, totals, strict=True))
         distinct = {}
         for index, own in rows.items():
-            _scatter(self._numbers[index], places[index][0], own)
-            distinct[index] = tf.gather(self._numbers[index], _entries(own[: counts[index]]))
+            numbers = self._numbers[index]
+            _scatter(numbers, places[index][0], tf.cast(own, tf.float64))
+            distinct[index] = tf.cast(tf.gather(numbers, _entries(own[: counts[index]])), tf.int64)
         return {
             path: tf.IndexedSlices(tf.math.unsorted_segment_sum(own, places[index][0], counts[index]), distinct[index])
             for path, own in values.items()
@@ -121,9 +123,11 @@ class SparseExchange:
         Returns:
             The number of each row, [n] int64, and how many numbers there are, scalar int64.
         """
-        entries = _entries(rows)
-        _scatter(self._numbers[index], rows, entries)
-        last = tf.gather(self._numbers[index], rows)  # the last entry, or on a GPU any, that has the same row
+        entries, numbers = _entries(rows), self._numbers[index]
+        # The largest, not the last that is written, which on a GPU is any: rows are in the same order on all workers.
+        _scatter(numbers, rows, tf.zeros_like(rows, tf.float64))
+        tf.raw_ops.ResourceScatterMax(resource=numbers.handle, indices=rows, updates=tf.cast(entries, tf.float64))
+        last = tf.cast(tf.gather(numbers, rows), tf.int64)  # the last entry that has the same row
         is_last = tf.cast(last == entries, tf.int64)
         return tf.gather(tf.cumsum(is_last, exclusive=True), last), tf.reduce_sum(is_last)
 

@@ -78,9 +78,24 @@ def dropout_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> DropoutMask:
     words = tf.random.stateless_uniform([(values + 3) // 4], seed, minval=None, maxval=None, dtype=tf.int32)
     random_bytes = tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:values]
     # A different seed, so that thresholds do not depend on the bytes they are compared with.
-    per_row = tf.random.stateless_uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])  # [..., 1]
+    per_row = uniform(tf.concat([shape[:-1], [1]], axis=0), seed + [2**30, 0])  # [..., 1]
     thresholds = tf.cast(per_row < 256 * rate - lower, tf.uint8) + tf.constant(lower, tf.uint8)
     return DropoutMask(tf.reshape(random_bytes, shape), thresholds)
+
+
+def uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws numbers from [0, 1) as a pure function of the seed, the same with and without XLA.
+
+    Args:
+        shape: [rank] int32 shape of the result.
+        seed: [2] int32 seed.
+
+    Returns:
+        Multiples of 2^-23, float32: the numbers that tf.random.stateless_uniform draws without XLA.
+    """
+    # XLA draws the same bits as TensorFlow, but makes other floats of them.
+    words = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32)
+    return tf.cast(tf.bitwise.bitwise_and(words, 2**23 - 1), tf.float32) * 2.0**-23
 
 
 def relu_with_dropout(x: tf.Tensor, mask: DropoutMask | None, dtype: str, *, xla: bool) -> tf.Tensor:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from trainer.config import ModelOptions
 from trainer.layout import TrainingOnly
 from trainer.models.layers import MLP, Dense, DenseConfig
-from trainer.models.step_context import StepContext
+from trainer.models.step_context import StepContext, uniform
 from trainer.seeds import seed_of
 
 
@@ -55,7 +55,7 @@ class TrainingOnlyTower(keras.layers.Layer):
         """
         if context is not None and self.options.training_only_dropout:
             seed = context.dropout_seed + [0, seed_of(0, self.path) % 2**20]
-            draws = tf.random.stateless_uniform([tf.shape(values)[0], 1], seed)
+            draws = uniform(tf.stack([tf.shape(values)[0], 1]), seed)
             values = tf.where(draws < self.options.training_only_dropout, self.served, values)
         ids = tf.cast(values[:, : len(self.tables)], tf.int64)
         embedded = [rows_of(table.value, ids[:, column]) for column, table in enumerate(self.tables)]

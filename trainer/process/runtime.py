@@ -27,6 +27,10 @@ def prepare(launch: WorkerEnv, options: TrainingOptions) -> str:
     tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
     if gpu:
         tf.config.experimental.set_memory_growth(gpu, True)  # TensorFlow would reserve all GPU memory at start
+        if launch.size > 1:
+            # A GPU adds the numbers of a segment in any order. Workers that sum the rows of a table that all of them
+            # have gathered would get sums, and then weights, that differ in the last bits. TensorFlow reads this once.
+            os.environ.setdefault("TF_USE_DETERMINISTIC_SEGMENT_REDUCTIONS", "1")
     else:
         # Several workers on one host would otherwise each start a thread per core.
         cores = len(os.sched_getaffinity(0))

@@ -1,7 +1,7 @@
-"""Run on every worker: main.py, whose second worker is killed in the middle of a step, in its first life only.
+"""Run on every worker: main.py, whose last worker is killed in the middle of a step, in its first life only.
 
 usage: python -m tests.distributed.programs.dies_once STEP MARK ARGUMENT OF main.py ...
-MARK is a file on the second worker's disk, by which its next life knows that it is not the first.
+MARK is a file on that worker's disk, by which its next life knows that it is not the first.
 """
 
 import os
@@ -32,6 +32,7 @@ def die_at(step: int, mark: Path) -> None:
 
 if __name__ == "__main__":
     step, mark = int(sys.argv[1]), Path(sys.argv[2])
-    if read_worker_env(os.environ).rank == 1 and not mark.exists():
+    worker = read_worker_env(os.environ)
+    if worker.rank == worker.size - 1 and not mark.exists():
         die_at(step, mark)
     sys.exit(main(sys.argv[3:]))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.local_workers import run_workers
 from tests.trainer.small_models import LAYOUT, make_model, unpadded
+from trainer.embeddings import exchange
 from trainer.embeddings.costs import Traffic, bytes_rows, bytes_shards, bytes_whole, cheaper_exchange, expected_distinct
 from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.shards import Shards
@@ -113,3 +114,27 @@ def test_sparse_sums_equal_dense_sums(workers, sharded, seed):
                 updated = used & (np.arange(shape[0]) % workers == rank) if is_sharded else used
                 assert sorted(rows) == np.flatnonzero(updated).tolist()
                 np.testing.assert_allclose(values, expected[rows], atol=1e-5)
+
+
+def test_workers_keep_rows_in_one_order(monkeypatch):
+    """Else a norm of all rows would differ between workers, where a GPU writes equal rows in any order."""
+    scatter = exchange._scatter
+
+    def in_any_order(variable, rows, values):
+        order = np.random.permutation(len(rows))
+        scatter(variable, tf.gather(rows, order), tf.gather(values, order))
+
+    monkeypatch.setattr(exchange, "_scatter", in_any_order)
+
+    def work(comm):
+        embeddings, rng = make_model().embeddings, np.random.default_rng(comm.rank)
+        sums, gradients = SparseExchange(embeddings, plan_exchange(embeddings, 16, comm.size, "rows"), comm), {}
+        for _, variable in embeddings.group_variables:
+            rows = rng.choice(min(40, variable.shape[0]), 5, replace=False)
+            gradients[variable.path] = tf.IndexedSlices(tf.ones((5, variable.shape[1])), tf.constant(rows))
+        summed = sums.sum(gradients, embeddings.routes([]))
+        return {path: own.indices.numpy().tolist() for path, own in summed.items()}
+
+    first, *others = run_workers(3, work)
+    assert all(own == first for own in others)
+    assert any(len(rows) > 10 for rows in first.values())
