@@ -194,6 +194,25 @@ def test_page_without_a_gpu_names_the_command():
     assert "`bash benchmarks/gpu.sh --output docs/gpu.jsonl`" in NOT_MEASURED
 
 
+def test_missing_packages_are_named(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # without installed packages
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", "--small"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"VENV": str(tmp_path)},
+    )
+    assert ended.returncode == 1 and not ended.stdout
+    assert (
+        f"{python} lacks tensorflow keras numpy pandas pyarrow pydantic ruamel.yaml tqdm psutil: install"
+        in ended.stderr
+    )
+
+
 @pytest.mark.slow
 def test_small_run_on_a_cpu(tmp_path):
     absent = tmp_path / "absent"
