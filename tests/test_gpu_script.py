@@ -35,7 +35,6 @@ NOT_NEEDED = (
     "matplotlib",
     "nvtabular",
     "merlin",
-    "pandas",
     "scipy",
     "dask",
     "distributed",
