@@ -14,7 +14,8 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 
-def main() -> None:
+def registered_kernels() -> dict[str, object]:
+    """Returns the version of TensorFlow, and its kernels by operation."""
     found = [own for own in kernels.get_all_registered_kernels().kernel if own.device_type in ("GPU", "DEFAULT")]
     # Kernels of all devices are used where there is none of the GPU itself. Those with a label have to be asked for.
     found = sorted((own for own in found if not own.label), key=lambda own: (own.device_type != "GPU", -own.priority))
@@ -26,8 +27,8 @@ def main() -> None:
             if constraint.allowed_values.list.type
         }
         by_operation.setdefault(own.op, []).append({"types": types, "host": sorted(own.host_memory_arg)})
-    print(json.dumps({"tensorflow": tf.__version__, "kernels": by_operation}))
+    return {"tensorflow": tf.__version__, "kernels": by_operation}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(registered_kernels()))

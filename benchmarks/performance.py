@@ -4,8 +4,9 @@
     python -m benchmarks.performance --tables       # only the tables, of the lines that there are
 
 docs/performance.jsonl holds every line that the benchmarks have printed. Those of a command on this machine replace
-the earlier ones; a benchmark that fails leaves them as they are. The page's text is written by hand, but for what
-stands between `<!-- table: NAME -->` and `<!-- end -->`.
+the earlier ones; a benchmark that fails leaves them as they are. docs/gpu.jsonl holds the lines of benchmarks/gpu.sh,
+if a GPU has been measured. The page's text is written by hand, but for what stands between `<!-- table: NAME -->` and
+`<!-- end -->`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from benchmarks.harness import ROOT, Line, about, fill, machine, read_lines, wri
 from benchmarks.performance_tables import all_tables
 
 PAGE, LINES = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.jsonl"
+GPU_LINES = ROOT / "docs" / "gpu.jsonl"
 COMMANDS = {
     "step_speed": "python -m benchmarks.step_speed",
     "step_speed_amp": "python -m benchmarks.step_speed --amp --turns 3",
@@ -49,6 +51,11 @@ def in_order(lines: list[Line]) -> list[Line]:
     """Those of benchmarks that there are, one benchmark below the other in the order of COMMANDS."""
     order = list(COMMANDS.values())
     return sorted((line for line in lines if line["command"] in order), key=lambda line: order.index(line["command"]))
+
+
+def lines_shown() -> list[Line]:
+    """The lines that the page's tables show."""
+    return read_lines(LINES) + read_lines(GPU_LINES)
 
 
 def run(command: str) -> list[Line]:
@@ -92,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(arguments.names) - COMMANDS.keys():
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
     failed = 0 if arguments.tables else measure(arguments.names or list(COMMANDS))
-    PAGE.write_text(fill(PAGE.read_text(), all_tables(read_lines(LINES))))
+    PAGE.write_text(fill(PAGE.read_text(), all_tables(lines_shown())))
     return 1 if failed else 0
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.gpu_tables import gpu_section
 from benchmarks.harness import Line, System, machines_table, markdown, system_of, systems_of
 from benchmarks.scaling_model import scaling_tables
 
@@ -283,7 +284,12 @@ def all_tables(lines: list[Line]) -> dict[str, str]:
     """Every table of the page by name, as markdown. Those of the scaling model are calculated, not measured."""
     systems = systems_of(lines)
     details = {name: _details(lines, systems, *about) for name, about in DETAILS.items()}
-    return {"figures": _figures(lines, systems), "machines": machines_table(systems)} | details | scaling_tables()
+    tables = {
+        "figures": _figures(lines, systems),
+        "machines": machines_table(systems),
+        "gpu": gpu_section(lines, systems),
+    }
+    return tables | details | scaling_tables()
 
 
 def _figures(lines: list[Line], systems: list[System]) -> str:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.sequences planted [--encoders din self_attention mean sum] [--train 60000] [--epochs 6]
     python -m benchmarks.sequences speed [--batch 8192] [--length 50] [--width 32] [--encoders din] [--fill 1.0] [--amp]
+        [--alone]
 
 `planted` trains on made-up rows whose label depends on one step of the history, that with an item of the target's
 topic, at any place among items of other topics: on whether the user liked that item (`similar step`) and, in the second
@@ -13,6 +14,7 @@ far the AUC of new rows has come from 0.5 to `ceiling`, that of the probabilitie
 `cpu_ms` is the time of all threads in a step. `ratio` is our samples per second over those of the faster of two
 variants of FuxiCTR's DIN (fuxictr_din_worker.py), the median over steps in turn: one updates all rows of its table in
 every step, as FuxiCTR does, the other those of the batch. FuxiCTR's environment is that of benchmarks/quality.py.
+`--alone` measures our steps only, and needs no other program.
 """
 
 import json
@@ -231,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="speed: steps that are measured")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="speed: folder of FuxiCTR's environment")
     parser.add_argument("--amp", action="store_true", help="speed: products in bfloat16")
+    parser.add_argument("--alone", action="store_true", help="speed: without FuxiCTR")
     arguments = parser.parse_args(argv)
     if arguments.what == "planted":
         for has_age in (False, True):
@@ -241,11 +244,11 @@ def main(argv: list[str] | None = None) -> int:
                 report({"benchmark": "planted sequence", "what": what, "encoder": encoder, **rounded})
         return 0
     flags = ["--amp", "--amp_dtype", "bfloat16"] if arguments.amp else []
-    if not python_of(arguments.environment).is_file():
+    if not arguments.alone and not python_of(arguments.environment).is_file():
         parser.error(f"{arguments.environment} is missing: make it with python -m benchmarks.quality --setup")
     for encoder in arguments.encoders or ["din"]:
         sizes = {name: getattr(arguments, name) for name in ("batch", "length", "width", "fill")}
-        peers = arguments.environment if encoder == "din" else None
+        peers = arguments.environment if encoder == "din" and not arguments.alone else None
         found = speed(encoder, **sizes, repeats=arguments.repeats, flags=flags, peers=peers)
         report({"benchmark": "sequence step", "encoder": encoder, **sizes, "amp": arguments.amp, **found})
     return 0

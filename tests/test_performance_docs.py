@@ -12,7 +12,7 @@ from benchmarks.embedding_step import CASES, limit_bytes, limit_of, over_turns, 
 from benchmarks.embedding_worker import batch_of, layout_of
 from benchmarks.exchange_bytes import CountingComm
 from benchmarks.harness import fill, read_lines, write_lines
-from benchmarks.performance import COMMANDS, LINES, PAGE, in_order
+from benchmarks.performance import COMMANDS, GPU_LINES, LINES, PAGE, in_order, lines_shown
 from benchmarks.performance_tables import FIGURES, all_tables
 from benchmarks.side_process import SideProcess
 from benchmarks.step_speed import step_flops
@@ -35,12 +35,13 @@ STEP = {
 
 def test_page_contains_the_tables_of_its_lines():
     page = PAGE.read_text()
-    assert page == fill(page, all_tables(read_lines(LINES))), "python -m benchmarks.performance --tables"
+    assert page == fill(page, all_tables(lines_shown())), "python -m benchmarks.performance --tables"
     assert sorted(re.findall(r"<!-- table: (\w+) -->", page)) == sorted(all_tables([]))
 
 
 def test_every_line_says_where_and_how_it_was_measured():
     lines = read_lines(LINES)
+    assert all(line["benchmark"] == "gpu" and not line["small"] for line in read_lines(GPU_LINES))
     for line in lines:
         assert line["benchmark"] and line["machine"] and {"python", "numpy"} <= line["versions"].keys()
         assert line["command"] in COMMANDS.values()
