@@ -68,12 +68,13 @@ def largest_difference(check: Check) -> float:
         shapes, of_model = ({name: array.shape for name, array in arrays.items()} for arrays in (found, wanted))
         if shapes != of_model:
             raise ExportDiffers(f"the export gives outputs of the shapes {shapes}, the model {of_model}")
-        differences += [_difference(found[name], wanted[name]) for name in wanted]
+        differences += [difference(found[name], wanted[name]) for name in wanted]
     largest = float(np.max(differences))
     if not largest <= TOLERANCE:  # also true for NaN
         raise ExportDiffers(f"the export's predictions differ from the model's by {largest:.2g}, over {TOLERANCE}")
     return largest
 
 
-def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Returns the largest difference, absolute, but relative where a wanted value is beyond 1; NaN if there is any."""
     return float(np.max(np.abs(found - wanted) / np.maximum(1, np.abs(wanted)), initial=0))
