@@ -103,9 +103,10 @@ def write_run(
 
 def write_large_run(folder: Path, rows: int, width: int) -> None:
     """Writes `folder`/model with a single table, [rows, width], whose rows are drawn while they are written."""
+    chunks = [{"type": "parquet", "features": ["user", "click"], "files": ["part.parquet"]}]
     document = {
         "feature_spec": {"user": {"dtype": "int32", "cardinality": rows}, "click": {"dtype": "float32"}},
-        "source_spec": {"train": [{"type": "parquet", "features": ["user", "click"], "files": ["part.parquet"]}]},
+        "source_spec": dict.fromkeys(("train", "test"), chunks),
         "channel_spec": {"onehot_categorical": ["user"], "label": ["click"]},
     }
     folder.mkdir(parents=True)
