@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         export(request)
     except DataError as error:
         return _fail(error, NO_CHECKPOINT if isinstance(error, NoCheckpointError) else WRONG_INPUT)
-    except (ExportDiffers, OSError) as error:
+    except (ExportDiffers, FloatingPointError, OSError) as error:
         return _fail(error, FAILURE)
     return DONE
 

@@ -94,9 +94,16 @@ def test_a_run_in_the_store_equals_a_local_one(url, data, tmp_path, capfd):
     flags = ["--model_dir", url, "--output", join(url, "served"), "--format", "savedmodel"]
     assert export.main(flags) == DONE
     names = {file.url[len(url) + 1 :] for file in remote.list_files(join(url, "served"))}
-    assert {"served/saved_model.pb", "served/variables/variables.index"} <= names
-    assert export.main(flags) == WRONG_INPUT  # it exists
-    assert SECRET not in "".join(capfd.readouterr())
+    assert {"served/saved_model.pb", "served/variables/variables.index", "served/export.json"} <= names
+    assert export.main(flags) == WRONG_INPUT
+    printed = capfd.readouterr()
+    assert f"--output {url}/served: already exists; remove it" in printed.err
+    # An upload that is killed before its last file.
+    remote.delete(join(url, "served/export.json"))
+    assert export.main(flags) == WRONG_INPUT
+    again = capfd.readouterr()
+    assert f"--output {url}/served: has files but no export.json, as an interrupted upload leaves it" in again.err
+    assert SECRET not in "".join((*printed, *again))
 
 
 def test_without_a_checkpoint_the_url_is_named(url, data, tmp_path, capfd):

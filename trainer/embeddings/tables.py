@@ -6,8 +6,8 @@ the cost of a list follows the ids in it. Only the rows of sequences are not poo
 as many as there can be steps.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -56,6 +56,17 @@ class Pooled(NamedTuple):
     frozen: tuple[tf.Tensor, ...] = ()
 
 
+class StoredRows(Protocol):
+    """The rows of a variable, as an export stores them."""
+
+    def read(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Returns some rows, [*numbers, width] float32.
+
+        Args:
+            numbers: numbers of the rows, int64; one out of range is an error, as for any lookup on a CPU.
+        """
+
+
 class EmbeddingTables(keras.layers.Layer):
     """A deep table for each categorical feature, or for several, and for a wide part the weights of each feature's ids.
 
@@ -84,6 +95,8 @@ class EmbeddingTables(keras.layers.Layer):
         deep_variables: this worker's rows of each deep group, then of each trained vector.
         frozen_variables: this worker's rows of each vector that is not trained.
         wide_variables: this worker's rows of the wide weights, likewise; none without a wide part.
+        stored: where `pool_padded` reads rows instead of in the variables, by the path of the variable; empty unless
+            the model is being exported.
     """
 
     def __init__(
@@ -99,6 +112,7 @@ class EmbeddingTables(keras.layers.Layer):
     ):
         super().__init__(name="embeddings", dtype="float32")
         self.layout, self.combiner, self.shards = layout, combiner, shards
+        self.stored: Mapping[str, StoredRows] = {}
         large = shards.smallest if shards else SMALLEST_SHARDED
         deep = group_tables(layout, large)
         wide = group_wide(layout, deep, large) if outputs else ()
@@ -289,15 +303,20 @@ class EmbeddingTables(keras.layers.Layer):
         deep, steps, trained = [], [], len(self.deep_variables)
         for index, variable in enumerate([*self.deep_variables, *self.frozen_variables]):
             group, (numbers, of_ids) = self.groups[index], found[index]
-            rows, columns = _looked_up(variable.value, numbers), sum(feature.hotness for feature in group.pooled)
+            rows, columns = self._read(variable, numbers), sum(feature.hotness for feature in group.pooled)
             deep.append(self._pool_columns(group, rows[:, :columns], of_ids[:, :columns]))
             if group.in_sequences:
                 steps.append(rows[:, columns:])
         wide = []
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
             numbers, of_ids = found[index]
-            wide.append(tf.reduce_sum(tf.gather(variable.value, numbers) * of_ids, axis=1))
+            wide.append(tf.reduce_sum(self._read(variable, numbers) * of_ids, axis=1))
         return Pooled(tuple(deep[:trained]), (tf.add_n(wide),) if wide else (), tuple(steps), tuple(deep[trained:]))
+
+    def _read(self, variable: keras.Variable, numbers: tf.Tensor) -> tf.Tensor:
+        """Returns rows of a variable, or of what an export stores in its place, [*numbers, width] float32."""
+        stored = self.stored.get(variable.path)
+        return _looked_up(variable.value, numbers) if stored is None else stored.read(numbers)
 
     def _padded_rows(self, group: TableGroup, ids: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
-# ONNX files are protocol buffers, which are limited to 2 GiB; leave 1 MiB for the graph.
-MAX_ONNX_BYTES = 2**31 - 2**20
+# ONNX files are protocol buffers, which are limited to 2 GiB; leave room for the graph, and for tables that are small
+# enough to be embedded (trainer/export/onnx_file.py).
+MAX_ONNX_BYTES = 2**31 - 2**29
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ExportFormat:
             and yields a `trainer.export.comparison.Check` for everything in it that predicts. `rows` is the
             `trainer.export.rows.ComparedRows` on which the model's predictions are known.
         packages: packages that it needs besides the recipe's own (requirements/export.txt).
-        max_bytes: largest size of the weights, None without a limit.
+        max_bytes: largest size of the weights besides the embedding tables, None without a limit.
     """
 
     module: str

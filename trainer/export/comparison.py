@@ -85,7 +85,7 @@ def largest_difference(check: Check) -> float:
         shapes, of_model = ({name: array.shape for name, array in arrays.items()} for arrays in (found, wanted))
         if shapes != of_model:
             raise ExportDiffers(f"the export gives outputs of the shapes {shapes}, the model {of_model}")
-        differences += [_difference(found[name], wanted[name]) for name in check.expected]
+        differences += [difference(found[name], wanted[name]) for name in check.expected]
         if check.score is not None:
             differences.append(_difference_of_scores(found[SCORE], wanted[SCORE]))
     largest = float(np.max(differences))
@@ -94,11 +94,12 @@ def largest_difference(check: Check) -> float:
     return largest
 
 
-def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
+def difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Returns the largest difference, absolute, but relative where a wanted value is beyond 1; NaN if there is any."""
     return float(np.max(np.abs(found - wanted) / np.maximum(1, np.abs(wanted)), initial=0))
 
 
 def _difference_of_scores(found: np.ndarray, wanted: np.ndarray) -> float:
     """Returns the difference of scores, which may be NaN or infinite in both."""
     same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
-    return _difference(found[~same], wanted[~same])
+    return difference(found[~same], wanted[~same])

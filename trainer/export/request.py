@@ -18,7 +18,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL
 from data.storage.checksummed_dir import MANIFEST, ChecksummedDir, current_path
 from data.storage.output_paths import check_apart
-from data.storage.remote import list_files, url_of
+from data.storage.remote import join, list_files, url_of
 from trainer.checkpoint.mirror import check_writable
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SEEN_ITEMS, SEEN_STARTS, SPECIFICATION, open_model
 from trainer.checkpoint.schema import MAX_HOTNESS, WIDTH, ModelSchema
@@ -28,8 +28,16 @@ from trainer.export import FORMATS
 
 # What a server does with an id outside [0, cardinality): take the feature's `unseen_id`, or fail.
 ExportPolicy = Literal["unseen", "error"]
+# Types of the rows of embedding tables in an export.
+ExportDtype = Literal["float32", "float16", "int8"]
+# Beginning of the names of embedding tables in a model folder.
+TABLES = "embeddings/"
 # Number of rows on which an export is compared with the model.
 ROWS = 4096
+# Largest change of a prediction by --export_dtype: absolute, but relative for predictions beyond 1.
+MAX_CHANGE = 0.01
+# What an export is, and how its predictions were changed. It is written last: a folder without it is part of an export.
+REPORT_FILE = "export.json"
 
 DESCRIPTION = """Writes the trained model of a run, or of a Recommender, for a server. Before the output appears, its
 predictions are compared with those of the model.
@@ -46,6 +54,8 @@ class Request:
         format: key of FORMATS.
         rows: loader of the rows on which the export is compared with the model; None for random rows.
         oov_policy: what is done with ids outside [0, cardinality).
+        dtype: type of the rows of embedding tables in the export.
+        max_change: largest change of a prediction by `dtype`.
     """
 
     model: ChecksummedDir
@@ -53,6 +63,8 @@ class Request:
     format: str
     rows: ParquetLoader | None
     oov_policy: ExportPolicy = "unseen"
+    dtype: ExportDtype = "float32"
+    max_change: float = MAX_CHANGE
 
 
 def read_request(argv: Sequence[str] | None) -> Request:
@@ -78,7 +90,9 @@ def read_request(argv: Sequence[str] | None) -> Request:
     spec = FeatureSpec.read(model.path / SPECIFICATION, allow_outside_paths=True, has_files=False)
     _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
-    return Request(model, output, arguments.format, loader, arguments.oov_policy)
+    return Request(
+        model, output, arguments.format, loader, arguments.oov_policy, arguments.export_dtype, arguments.max_change
+    )
 
 
 def _parser() -> Parser:
@@ -104,8 +118,34 @@ def _parser() -> Parser:
         help="what is done with ids outside [0, cardinality): unseen takes the feature's unseen_id (default); error "
         "fails the request, as it does for features without one",
     )
+    add(
+        "--export_dtype",
+        choices=get_args(ExportDtype),
+        default="float32",
+        help="type of the rows of embedding tables, which become float32 once they are looked up; int8 rows have a "
+        "float16 scale each (default: float32)",
+    )
+    add(
+        "--max_change",
+        type=_positive,
+        default=MAX_CHANGE,
+        metavar="X",
+        help="refuse the export if --export_dtype changes a prediction by more, on all rows of the mapping `test` of "
+        "--dataset_path or on random rows (default: %(default)s)",
+    )
     parser.add_outside_paths()
     return parser
+
+
+def _positive(text: str) -> float:
+    """An argparse `type`: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 def _check_packages(wanted: str) -> None:
@@ -119,11 +159,10 @@ def _check_packages(wanted: str) -> None:
 
 def _check_output(output: Path) -> None:
     if (url := url_of(output)) is not None:
-        if list_files(url):
-            raise DataError(
-                f"--output {url}: already exists, perhaps in part, from an interrupted upload; remove it, or choose "
-                "another URL"
-            )
+        if found := list_files(url):
+            whole = any(file.url == join(url, REPORT_FILE) for file in found)
+            what = "already exists" if whole else f"has files but no {REPORT_FILE}, as an interrupted upload leaves it"
+            raise DataError(f"--output {url}: {what}; remove it, or choose another URL")
         shutil.rmtree(output, ignore_errors=True)  # the copy of an export that was not uploaded
         check_writable(output.parent)
     if os.path.lexists(output) and (output.is_symlink() or not output.is_dir() or any(output.iterdir())):
@@ -139,13 +178,18 @@ def _model_folder(model_dir: Path) -> Path:
 
 
 def _check_size(model: ChecksummedDir, wanted: str) -> None:
-    weights = [entry for name, entry in model.arrays.items() if name not in (SEEN_STARTS, SEEN_ITEMS)]
+    weights = [
+        entry
+        for name, entry in model.arrays.items()
+        if name not in (SEEN_STARTS, SEEN_ITEMS) and not name.startswith(TABLES)
+    ]
     size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in weights)
     limit = FORMATS[wanted].max_bytes
     if limit is not None and size > limit:
         unlimited = " or ".join(name for name, entry in FORMATS.items() if entry.max_bytes is None)
         raise DataError(
-            f"{model.path}: has {size:,} bytes of weights, and --format {wanted} holds at most {limit:,}; "
+            f"{model.path}: has {size:,} bytes of weights besides its embedding tables, and --format {wanted} holds at "
+            f"most {limit:,}; "
             f"use --format {unlimited}"
         )
 

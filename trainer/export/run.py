@@ -21,15 +21,14 @@ from data.storage.files import draft_beside, sync, unmark_draft
 from data.storage.remote import push_folder, url_of
 from trainer.checkpoint.load_model import LoadedModel, read_model
 from trainer.export import FORMATS
+from trainer.export.change import converted
 from trainer.export.comparison import expected_predictions, largest_difference
 from trainer.export.ports import inputs_of, named_inputs, tensor_names
 from trainer.export.raw_columns import columns_of
-from trainer.export.request import ROWS, ExportPolicy, Request
+from trainer.export.request import REPORT_FILE, ROWS, ExportPolicy, Request
 from trainer.export.rows import ComparedRows, first_rows, random_rows
 from trainer.layout import SequenceInput
 
-# Files by which a server finds a model; one of them is uploaded last.
-ENTRY_FILES = ("saved_model.pb", "model.onnx", "config.pbtxt")
 # File written if names had to be changed: {name in the dataset: name of the tensor}.
 TENSOR_NAMES = "tensor_names.json"
 
@@ -37,15 +36,24 @@ TENSOR_NAMES = "tensor_names.json"
 def export(request: Request) -> None:
     """Writes the export and prints the largest difference between its predictions and the model's.
 
+    Tables are first converted to the type of the export, and the change of the model's predictions is printed. The
+    export is compared with the converted model.
+
     Raises:
-        ExportDiffers: if the difference exceeds rounding errors; no output is written in this case.
-        DataError: if the model folder has unknown content, or the rows to compare on are damaged.
+        ExportDiffers: if the difference exceeds rounding errors, or the change what is allowed; no output is written in
+            these cases.
+        DataError: if the model folder has unknown content, its tables cannot be converted, or the rows to compare on
+            are damaged.
+        FloatingPointError: if the model's predictions of the dataset are NaN or infinite.
         OSError: if the output cannot be written.
     """
     # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
     saved, tensors = with_tensor_names(read_model(request.model))
     saved = with_oov_policy(saved, request.oov_policy)
+    report = {"format": request.format, "export_dtype": request.dtype}
+    if request.dtype != "float32":
+        report |= converted(saved, request)
     rows = _compared_rows(saved, request.rows)
     write = import_module(FORMATS[request.format].module).write
     with _new_folder(request.output) as draft:
@@ -58,6 +66,7 @@ def export(request: Request) -> None:
         if tensors:
             (draft / TENSOR_NAMES).write_text(json.dumps(tensors, indent=2) + "\n")
             print(f"export.py: {len(tensors)} tensors have other names than in the dataset: {TENSOR_NAMES} lists them")
+        (draft / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
     print(f"export.py: wrote {_upload(request.output)}")
 
 
@@ -66,8 +75,7 @@ def _upload(output: Path) -> str | Path:
     url = url_of(output)
     if url is None:
         return output
-    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    push_folder(output, url, max(names, key=lambda name: (os.path.basename(name) in ENTRY_FILES, name)))
+    push_folder(output, url, REPORT_FILE)
     shutil.rmtree(output, ignore_errors=True)
     return url
 

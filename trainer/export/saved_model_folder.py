@@ -13,6 +13,7 @@ from trainer.export.graph import encoded_function
 from trainer.export.raw import RawEncoding, raw_function
 from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.export.rows import ComparedRows, random_raw_rows
+from trainer.export.table_dtype import exported_variables
 from trainer.variables import release
 
 # Scope names that TensorFlow accepts when it saves a variable.
@@ -25,7 +26,7 @@ class _Servable(tf.Module):
 
     def __init__(self, saved: LoadedModel, encoding: RawEncoding | None):
         super().__init__()
-        self.weights = [weight.value for weight in saved.model.variables]
+        self.weights = exported_variables(saved.model)
         for number, weight in enumerate(self.weights):
             if not SCOPE_NAME.fullmatch(weight.name.removesuffix(":0")):
                 # A table is named after its feature, and there is no public API to rename a variable.
@@ -45,8 +46,8 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     except NotFromRaw as reason:
         print(f"export.py: encoded features only, no signature {RAW}: {reason}")
     write_saved_model(folder, saved, encoding)
-    for weight in saved.model.variables:
-        release(weight.value)
+    for weight in exported_variables(saved.model):
+        release(weight)
     signatures = load_signatures(folder)
     for name, of_signature in compared.items():
         yield of_signature.check(f"signature {name}", signatures[name])

@@ -1,6 +1,7 @@
 """Export of a model as a model repository for NVIDIA Triton Inference Server.
 
 DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX backend
+    and, if the tables are large, 1/model.onnx.data in this and the following folders
 DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same model for its Python backend
 DIR/recommender_raw/config.pbtxt, 1/model.onnx, model.py, raw_encoding.py, encoders/
                                                               the same model of raw columns, for the Python backend
@@ -17,7 +18,7 @@ import numpy as np
 
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Arrays, Check
-from trainer.export.onnx_file import MODEL_FILE, load_onnx, write_onnx
+from trainer.export.onnx_file import MODEL_FILE, load_onnx, share_onnx, write_onnx
 from trainer.export.ports import inputs_of, outputs_of, rows_of
 from trainer.export.raw_arrays import write_encoders
 from trainer.export.raw_columns import NotFromRaw, RawLayout
@@ -46,21 +47,20 @@ Ports = Sequence[tuple[str, str, int]]
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes the repository. The first rows become the sample input of the client."""
     inputs = [(port.name, port.dtype, port.width) for port in inputs_of(saved.layout)]
-    files = []
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
         version = folder / name / "1"
         version.mkdir(parents=True)
         more = [ON_CPU] if backend == "python" else []
         (version.parent / "config.pbtxt").write_text(_config(backend, inputs, saved, more))
-        files.append(version / MODEL_FILE)
-    write_onnx(files[0], saved)
-    shutil.copyfile(*files)
-    shutil.copyfile(SERVED / "model.py", files[1].with_name("model.py"))
+    native, python = (folder / name / "1" / MODEL_FILE for name in (NATIVE, PYTHON))
+    write_onnx(native, saved)
+    share_onnx(native, python.parent)
+    shutil.copyfile(SERVED / "model.py", python.with_name("model.py"))
     shutil.copyfile(SERVED / "client.py", folder / "client.py")
     _write_example(folder / "example.json", rows.inputs)
-    for file in files:
+    for file in (native, python):
         yield rows.check(str(file.relative_to(folder)), load_onnx(file))
-    yield from _write_raw(folder, saved, rows.number, files[0])
+    yield from _write_raw(folder, saved, rows.number, native)
 
 
 def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> Iterator[Check]:
@@ -79,7 +79,7 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> 
     (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, [ON_CPU]))
     raw = random_raw_rows(saved, layout, rows)
     _write_example(folder / "example_raw.json", raw.inputs)
-    shutil.copyfile(onnx_file, version / MODEL_FILE)
+    share_onnx(onnx_file, version)
     encoder, predict = RawEncoder(version / ENCODERS), load_onnx(version / MODEL_FILE)
 
     def predict_raw(columns: Mapping[str, np.ndarray]) -> Arrays:

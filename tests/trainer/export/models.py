@@ -1,7 +1,7 @@
 """Model folders of small models whose weights all matter, and what they predict, worked out by hand."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from data.encoding.encoder_files import save_encoders
 from data.encoding.encoders import Encoder
 from data.encoding.workflow_folder import workflow_files
 from data.spec.feature_spec import FeatureSpec
+from data.storage.arrays import ArraySource, row_ranges
 from trainer.checkpoint.load_model import LoadedModel, load_model
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
@@ -100,6 +101,36 @@ def write_run(
     }
     write_model(folder / MODEL_FOLDER, TrainState(model.weights_by_name).sources(), documents)
     return load_model(folder / MODEL_FOLDER)
+
+
+def write_large_run(folder: Path, rows: int, width: int) -> None:
+    """Writes `folder`/model with a single table, [rows, width], whose rows are drawn while they are written."""
+    chunks = [{"type": "parquet", "features": ["user", "click"], "files": ["part.parquet"]}]
+    document = {
+        "feature_spec": {"user": {"dtype": "int32", "cardinality": rows}, "click": {"dtype": "float32"}},
+        "source_spec": dict.fromkeys(("train", "test"), chunks),
+        "channel_spec": {"onehot_categorical": ["user"], "label": ["click"]},
+    }
+    folder.mkdir(parents=True)
+    spec = FeatureSpec.from_dict(document, folder)
+    options = model_options(model="wide_deep", deep_hidden_units=(8,))
+    layout = input_schema(spec, {"user": width})
+    # Restored: the tables of this model take no memory as long as nothing reads them.
+    model = build_model(options, layout, tasks_of(spec), compute_dtype="float32", seed=1, restored=True)
+    rng = np.random.default_rng(0)
+
+    def drawn(source: ArraySource) -> ArraySource:
+        if not source.name.startswith("embeddings/"):
+            return source
+        sizes = [stop - start for start, stop in row_ranges(source.shape, np.dtype(np.float32))]
+        return replace(
+            source, blocks=lambda: (rng.random((size, *source.shape[1:]), np.float32) - 0.5 for size in sizes)
+        )
+
+    sources = [drawn(source) for source in TrainState(model.weights_by_name).sources()]
+    architecture = Architecture(options.model, ("click",), to_plain(vars(options)), step=1, metrics={}, logit_maps={})
+    documents = {ARCHITECTURE: asdict(architecture), SPECIFICATION: spec.to_yaml(), SIZES: {"user": width}}
+    write_model(folder / MODEL_FOLDER, sources, documents)
 
 
 def draw_inputs(rows: int, without: tuple[str, ...] = (), *, weighted: bool = False) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ def test_export_reports_difference_from_the_model(format, run, dataset, tmp_path
         ]
         raw = [f"recommender_raw/{file}" for file in ("config.pbtxt", "1/model.py", "1/model.onnx")]
         raw += [f"recommender_raw/1/{file}" for file in ("raw_encoding.py", "encoders/layout.json")]
-        raw += ["example_raw.json"]
+        raw += ["example_raw.json", "export.json"]
         assert files == sorted(["client.py", "example.json", "recommender_python/1/model.py", *versions, *raw])
         assert "recommender_raw/1/model.onnx: largest difference" in printed.out and "random raw rows" in printed.out
         assert {name: len(rows) for name, rows in json.loads((tmp_path / "out/example.json").read_text()).items()} == {

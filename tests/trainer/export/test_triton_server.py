@@ -17,9 +17,9 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -29,8 +29,9 @@ import pytest
 import export
 from tests.documented import bash_blocks
 from tests.helpers import ROOT
-from tests.trainer.export.models import draw_inputs, predicted, write_run
+from tests.trainer.export.models import draw_inputs, predicted, write_large_run, write_run
 from tests.trainer.export.test_raw import GIVEN, make_encoders, wanted_features
+from trainer.checkpoint.load_model import load_model
 
 EXPORT, SERVE, ASK = (
     shlex.split(line, comments=True) for line in bash_blocks("docs/export.md", "Triton")[0].splitlines()
@@ -100,17 +101,13 @@ def served(tmp_path_factory):
     return there, model
 
 
-@pytest.fixture(scope="module", params=["numpy of the backend", "other numpy"])
-def url(request, served, package, tmp_path_factory) -> Iterator[str]:
-    folder, _ = served
-    own = tmp_path_factory.mktemp("server")
-    fits = request.param == "numpy of the backend"  # the model of raw columns loads only there
-    programs = interpreter(package, own / "python") if fits else Path(sys.executable).parent
+@contextmanager
+def serving(package: Path, folder: Path, own: Path, programs: Path, models: Sequence[str]) -> Iterator[str]:
+    """Serves models of the repository in a folder; yields the URL. `own` is an empty folder for the server's files."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     options = ["--backend-directory", backends(package, own)]
-    options += ["--model-control-mode", "explicit", "--load-model", MODEL]
-    options += ["--load-model", RAW] if fits else []
+    options += ["--model-control-mode", "explicit", *(word for name in models for word in ("--load-model", name))]
     options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
     log = own / "server.log"
     with log.open("w") as output:
@@ -132,6 +129,16 @@ def url(request, served, package, tmp_path_factory) -> Iterator[str]:
                 server.wait(40)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", params=["numpy of the backend", "other numpy"])
+def url(request, served, package, tmp_path_factory) -> Iterator[str]:
+    folder, _ = served
+    own = tmp_path_factory.mktemp("server")
+    fits = request.param == "numpy of the backend"  # the model of raw columns loads only there
+    programs = interpreter(package, own / "python") if fits else Path(sys.executable).parent
+    with serving(package, folder, own, programs, [MODEL, RAW] if fits else [MODEL]) as address:
+        yield address
 
 
 def client(folder: Path) -> ModuleType:
@@ -202,3 +209,23 @@ def test_client_can_be_run_as_a_program(served, url):
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     rows = json.loads((folder / "repository" / "example.json").read_text())
     assert json.loads(done.stdout) == client(folder).predict(url, MODEL, rows)
+
+
+@pytest.mark.slow
+def test_triton_serves_tables_of_3_gibibytes(package, tmp_path):
+    rows, width = 6 * 2**20, 128
+    write_large_run(tmp_path / "outbrain" / "checkpoints", rows, width)
+    with chdir(tmp_path):
+        assert export.main(EXPORT[2:]) == 0
+    files = [tmp_path / "repository" / name / "1" / "model.onnx" for name in ("recommender", MODEL)]
+    assert files[0].stat().st_size < 2**20
+    tables = [file.with_name("model.onnx.data").stat() for file in files]
+    assert tables[0].st_size >= 4 * rows * width and tables[0].st_ino == tables[1].st_ino  # on the disk once
+    own = tmp_path / "server"
+    own.mkdir()
+    ids = np.linspace(0, rows - 1, 64).astype(np.int32)[:, np.newaxis]
+    with serving(package, tmp_path, own, Path(sys.executable).parent, [MODEL]) as address:
+        found = asked(client(tmp_path).predict, address, {"user": ids})["click"]
+    logits = load_model(tmp_path / "outbrain" / "checkpoints" / "model").model(ids, np.zeros((64, 0), np.float32))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits.numpy())), rtol=0, atol=1e-5)
+    assert found.std() > 0.01
