@@ -35,7 +35,11 @@ def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]
     Returns:
         Predictions [batch, width] float32 by task name.
     """
-    logits = saved.model.call(*inputs)
+    return predictions_of(saved, saved.model.call(*inputs))
+
+
+def predictions_of(saved: LoadedModel, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Converts logits [batch, outputs] float32 to predictions [batch, width] float32 by task name."""
     places = zip(saved.tasks, logit_columns(saved.tasks), strict=True)
     return {task.name: task.activation(logits[:, columns]) for task, columns in places}
 

@@ -28,8 +28,12 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
 
 def write_onnx(path: Path, saved: LoadedModel) -> None:
     """Writes the forward pass on encoded features (see `encoded_function`) with embedded weights."""
+    write_function(path, encoded_function(saved))
+
+
+def write_function(path: Path, function: tf.types.experimental.PolymorphicFunction) -> None:
+    """Writes a function of named tensors, which has an input signature, with embedded weights."""
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    function = encoded_function(saved)
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
     _fill_in_constants(model.graph, function.get_concrete_function())
     onnx.checker.check_model(model)

@@ -68,13 +68,18 @@ def side_by_side(deep: Sequence[tf.Tensor | Parts], numerical: tf.Tensor | Parts
 
     Args:
         deep: embeddings of each group of tables, [batch, features, width] float32.
-        numerical: [batch, numerical] float32.
+        numerical: [batch, numerical] float32; in parts if the embeddings are.
     """
-    if not isinstance(numerical, Parts):
-        flat = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in deep]
-        return tf.concat([*flat, numerical], axis=1)
+    in_parts = [matrix for matrix in (*deep, numerical) if isinstance(matrix, Parts)]
+    if in_parts:
+        return _parts_side_by_side(in_parts)
+    flat = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in map(whole, deep)]
+    return tf.concat([*flat, numerical], axis=1)
+
+
+def _parts_side_by_side(matrices: Sequence[Parts]) -> Parts:
     blocks, start = list[Columns](), 0
-    for matrix in (*deep, numerical):
+    for matrix in matrices:
         width = matrix.own.shape[2] if matrix.own.shape.rank == 3 else 1
         for is_own, values, places in (
             (False, matrix.shared, matrix.shared_places),
@@ -83,4 +88,4 @@ def side_by_side(deep: Sequence[tf.Tensor | Parts], numerical: tf.Tensor | Parts
             columns = start + (places[:, np.newaxis] * width + np.arange(width)).reshape(-1)
             blocks.append((is_own, tf.reshape(values, [-1, len(columns)]) if len(columns) else values, columns))
         start += matrix.columns * width
-    return parts_of(blocks, tf.shape(numerical.own)[0])
+    return parts_of(blocks, tf.shape(matrices[0].own)[0])
