@@ -1,6 +1,6 @@
 """The layout of a model's input: which columns belong to which feature, and which table a feature looks up."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -11,7 +11,7 @@ import numpy as np
 from data.loading.batch import PAD, Batch, Ids
 from data.loading.lists import Lists
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import ONEHOT, FeatureSequence, Wide
+from data.spec.features import CANDIDATE, ONEHOT, FeatureSequence, Wide
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ class InputSchema:
         vectors: the vectors that rows have.
         pretrained: the vectors that are looked up, those that are trained first.
         training_only: the features that are known only in training, which are none of the others.
+        candidates: names of the inputs that a ranking request states for each candidate: features, and weights of ids.
     """
 
     categorical: tuple[CategoricalInput, ...]
@@ -224,6 +225,42 @@ class InputSchema:
     vectors: tuple[VectorInput, ...] = ()
     pretrained: tuple[PretrainedInput, ...] = ()
     training_only: TrainingOnly = TrainingOnly()
+    candidates: frozenset[str] = frozenset()
+
+    @cached_property
+    def sides(self) -> "tuple[InputSchema, InputSchema]":
+        """The inputs that a ranking request states once, and those that it states for each candidate."""
+        names = {*(one.name for one in self.categorical), *(one.name for one in self.vectors)}
+        names |= {*self.numerical, *self.sequence_numbers}
+        return self._with(names - self.candidates), self._with(names & self.candidates)
+
+    def _with(self, names: Collection[str]) -> "InputSchema":
+        """Returns the layout of some of the inputs."""
+        categorical, start = list[CategoricalInput](), 0
+        for feature in self.categorical:
+            if feature.name in names:
+                categorical.append(replace(feature, start=start))
+                start += feature.hotness
+        return InputSchema(
+            tuple(categorical),
+            tuple(name for name in self.numerical if name in names),
+            tuple(sequence for sequence in self.sequences if sequence.features[0] in names),
+            tuple(vector for vector in self.vectors if vector.name in names),
+            tuple(vector for vector in self.pretrained if vector.of in names),
+            candidates=self.candidates,
+        )
+
+    @cached_property
+    def numerical_places(self) -> np.ndarray:
+        """The column of each numerical feature, [numerical] int32, if those of one of `sides` follow the other's."""
+        request, candidates = self.sides
+        joined = [*request.numerical, *candidates.numerical]
+        return np.array([joined.index(name) for name in self.numerical], np.int32)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether there are inputs at all."""
+        return bool(self.categorical or self.numerical or self.vectors)
 
     @cached_property
     def columns(self) -> Mapping[str, int]:
@@ -466,7 +503,10 @@ def input_schema(spec: FeatureSpec, widths: Mapping[str, int]) -> InputSchema:
         PretrainedInput(own.name, own.of or "", own.dimension or 1, own.trained, own.table_dtype)
         for own in sorted(spec.pretrained, key=lambda own: not own.trained)
     ]
-    return InputSchema(tuple(columns), numerical, sequences, vectors, tuple(pretrained), _training_only(spec))
+    candidates = [feature for feature in spec.inputs if feature.side == CANDIDATE]
+    of_candidates = {name for feature in candidates for name in (feature.name, feature.weights) if name}
+    layout = InputSchema(tuple(columns), numerical, sequences, vectors, tuple(pretrained), _training_only(spec))
+    return replace(layout, candidates=frozenset(of_candidates))
 
 
 def _training_only(spec: FeatureSpec) -> TrainingOnly:

@@ -41,7 +41,7 @@ from data.raw.rows import row_hashes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
-from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit
+from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit, added_by
 from data.storage.file_patterns import files_there, find_files
 from data.storage.output_paths import check_apart
 from data.storage.remote import named
@@ -385,8 +385,13 @@ class _Writer:
                     embedding_dim=stated.embedding_dim,
                     table=stated.table,
                     wide=stated.wide,
+                    side=stated.side,
                     serve=self._served(name),
                 )
+        for raw in spec.features.values():
+            for name in added_by(raw.rule):
+                if name in features:
+                    features[name] = replace(features[name], side=raw.feature.side)
         features |= encoded_vectors(spec)
         for name in spec.channels.get(LABEL, ()):
             features[name] = replace(spec.features[name].feature, dtype="float32")

@@ -51,6 +51,7 @@ from data.spec.features import (
     Missing,
     Order,
     Role,
+    Side,
     Wide,
     default_encoder,
     name_mistake,
@@ -148,6 +149,7 @@ class _FeatureKeys(TypedDict, total=False):
     unseen_with: Name
     unseen_value: Number
     serve: Number
+    side: Annotated[Side, expects_one_of(Side)]
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

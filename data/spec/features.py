@@ -29,6 +29,9 @@ ChunkType = Literal["parquet", "csv"]
 Missing = Literal["error", "ignore"]
 Role = Literal["sample_weight"]
 Wide = Literal["only", "too", "no"]
+# Whose a feature is in a ranking request: of all that is asked about, or of each candidate.
+Side = Literal["request", "candidate"]
+CANDIDATE = "candidate"
 Combiner = Literal["sum", "mean"]
 Encoder = Literal["sum", "mean", "din", "self_attention"]
 # Encoders of sequences that compare the steps with a target.
@@ -50,6 +53,7 @@ PRETRAINED_KEYS = (PRETRAINED, "of", "trained")
 PRETRAINED_DTYPES = ("float16", "float32")
 NUMBER_KEYS = ("unseen_with", "unseen_value")
 SERVE = "serve"
+SIDE = "side"
 SERVE_CHANNELS = (ONEHOT, NUMERICAL)
 # A feature known only in training has a dense table, whose rows are all updated in every step.
 MAX_SERVE_CARDINALITY = 10_000
@@ -97,6 +101,7 @@ class Feature:
         unseen_value: value of this feature for a value of that column unseen in training.
         serve: value that a feature known only in training, such as the position of an ad, has in predictions; None
             for a feature that predictions know.
+        side: whether a feature is stated once in a ranking request, or for each candidate.
         task: task type of a label, a key of TASK_TYPES.
         loss_weight: factor of the label's loss, > 0.
         positive_weight: factor of the positive rows in a binary loss, > 0.
@@ -127,6 +132,7 @@ class Feature:
     unseen_with: str | None = None
     unseen_value: float | None = None
     serve: float | None = None
+    side: Side = "request"
     task: str = "binary"
     loss_weight: float = 1.0
     positive_weight: float = 1.0

@@ -41,6 +41,7 @@ from data.spec.features import (
     SEQUENCE,
     SERVE,
     SERVE_CHANNELS,
+    SIDE,
     VECTOR,
     Feature,
     exact_integers,
@@ -196,6 +197,37 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
             f"is for at most {MAX_SERVE_CARDINALITY:,} ids, and the feature has {feature.cardinality:,}; remove it"
         )
         yield Problem(path, message)
+
+
+def check_sides(parts: Parts) -> Iterator[Problem]:
+    """Checks that only inputs that rows have state a side, and that the features of a sequence have the same one."""
+    channel_of = parts.channel_of()
+    ids_of_weights = {feature.weights: feature.name for feature in parts.features.values() if feature.weights}
+    for name, keys in parts.stated.items():
+        feature, channel, path = parts.features[name], channel_of.get(name), _feature_path(name, SIDE)
+        if SIDE not in keys:
+            continue
+        if channel not in (*INPUT_CHANNELS, None) or feature.role is not None:
+            where = f"in {channel}" if channel else "the sample_weight of rows"
+            yield Problem(path, f"is only for inputs and the feature is {where}; remove it")
+        elif feature.serve is not None:
+            yield Problem(
+                path, f"has no meaning for a feature with `{SERVE}`, which predictions do not know; remove it"
+            )
+        elif _is_looked_up(feature):
+            yield Problem(path, f"is that of {feature.of!r}, whose ids the vector is looked up by; state it there")
+        elif name in ids_of_weights:
+            yield Problem(path, f"is that of {ids_of_weights[name]!r}, whose weights these are; state it there")
+    for sequence in parts.sequences:
+        known = [entry.text for entry in sequence.features if entry.text in parts.features]
+        complete = [parts.features[name] for name in known if ("feature_spec", name) not in parts.incomplete]
+        for feature in complete:
+            if feature.side != complete[0].side:
+                message = (
+                    f"is {feature.side}, and {complete[0].side} for {complete[0].name!r} of the same sequence; write "
+                    "the same for both"
+                )
+                yield Problem(_feature_path(feature, SIDE), message)
 
 
 def check_keys_of_vectors(parts: Parts) -> Iterator[Problem]:
@@ -630,6 +662,7 @@ RULES: tuple[Callable[[Parts], Iterator[Problem]], ...] = (
     check_map,
     check_keys_of_inputs,
     check_serve,
+    check_sides,
     check_keys_of_vectors,
     check_pretrained,
     check_dimension_of_pretrained,

@@ -434,7 +434,7 @@ def test_the_documented_example() -> None:
 
 def test_documented_features(tmp_path: Path) -> None:
     features = re.findall(r"^\|.*\| `(\w+: {.*})` \|$", CHAPTER, re.MULTILINE)
-    assert len(features) == 15
+    assert len(features) == 16
     for text in features:
         ((name, keys),) = yaml.safe_load(text.replace("\\|", "|")).items()
         channel = "label" if "given" in keys else MULTIHOT if "separator" in keys else ONEHOT

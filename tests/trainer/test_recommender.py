@@ -1,6 +1,7 @@
 """The recommender on a small dataset with a planted preference: users like items of their own color."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -109,6 +110,51 @@ def test_recommend_equals_a_loop_of_predict(recommender, user, score):
     best = recommender.recommend(user, 7, exclude_seen=False, score=score, context=NOON)
     assert [item for item, _ in best] == sorted(items, key=scores.get, reverse=True)[:7]
     assert dict(best) == pytest.approx({item: scores[item] for item, _ in best}, abs=1e-5)
+
+
+def test_rank_predicts_what_rows_do(recommender, interactions):
+    items = ["item 3", "item 40", "item 4", "nowhere"]
+    frame = pd.DataFrame({"item_id": items, "title": "ignored"}, index=[7, 5, 3, 9])
+    found = recommender.rank({"user_id": 5, "hour": 22}, frame)
+    wanted = recommender.predict(frame.assign(user_id=5, hour=22))
+    pd.testing.assert_frame_equal(found, wanted, check_exact=False, rtol=0, atol=1e-6)
+    assert found.nunique().min() > 1
+    years = {"item_id": items, "year": [1990, 2020, None, 2000], "colors": [["color 1"], [], ["any"], ["color 0"]]}
+    wanted = recommender.predict(pd.DataFrame(years).assign(user_id=5, hour=22))
+    found = recommender.rank({"user_id": 5, "hour": 22}, years)
+    pd.testing.assert_frame_equal(found, wanted, check_exact=False, rtol=0, atol=1e-6)
+    assert len(recommender.rank({"user_id": 5, "hour": 22}, {"item_id": []})) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_of", "candidates", "words"),
+    [
+        ({"hour": 1}, {"item_id": ["item 1"]}, "request has no column 'user_id'"),
+        ({"user_id": 1}, {"item_id": ["item 1"]}, "request has no column 'hour'"),
+        ({"user_id": 1, "hour": 1, "year": 3}, {"item_id": ["item 1"]}, "'year' belongs to the candidates"),
+        (
+            {"user_id": 1, "hours": 1},
+            {"item_id": ["item 1"]},
+            "'hours' is no feature of the request; did you mean 'hour'",
+        ),
+        ({"user_id": "one", "hour": 1}, {"item_id": ["item 1"]}, "user_id"),
+        ({"user_id": 1, "hour": "noon"}, {"item_id": ["item 1"]}, "hour"),
+        ({"user_id": 1, "hour": 1}, {"year": [1990]}, "candidates has no column 'item_id'"),
+        ({"user_id": 1, "hour": 1}, {"item_id": ["item 1"], "hour": [1]}, "the column 'hour' belongs to the request"),
+        (
+            {"user_id": 1, "hour": 1},
+            {"item_id": ["item 1"], "year": [1, 2]},
+            "'year' has 2 values, and 'item_id' has 1",
+        ),
+        ({"user_id": 1, "hour": 1}, {"item_id": "item 1"}, "'item_id' is 'item 1'; expected a list"),
+        ({"user_id": 1, "hour": 1}, {"item_id": [1, 2]}, "item_id"),
+        ([1], {"item_id": ["item 1"]}, "request is"),
+        ({"user_id": 1, "hour": 1}, ["item 1"], "candidates is"),
+    ],
+)
+def test_malformed_ranking_requests_name_the_column(recommender, request_of, candidates, words):
+    with pytest.raises(DataError, match=re.escape(words)):
+        recommender.rank(request_of, candidates)
 
 
 def test_seen_items_are_not_recommended(recommender, interactions):

@@ -64,11 +64,19 @@ class TableGroup:
             same group.
         name: name of the group, distinct in the model.
         is_trained: whether a step changes the rows.
+        all_features: all features that look up the tables, if `features` are only some of them.
     """
 
     features: tuple[CategoricalInput, ...]
     name: str
     is_trained: bool = True
+    all_features: tuple[CategoricalInput, ...] = ()
+
+    def within(self, layout: InputSchema) -> "TableGroup":
+        """Returns the same tables with those features alone that a layout has, at its columns of the id matrix."""
+        starts = {feature.name: feature.start for feature in (*layout.categorical, *layout.looked_up)}
+        features = (replace(one, start=starts[one.name]) for one in self.features if one.name in starts)
+        return replace(self, features=tuple(features), all_features=self.features)
 
     @property
     def width(self) -> int:
@@ -78,7 +86,7 @@ class TableGroup:
     @cached_property
     def tables(self) -> tuple[Table, ...]:
         """The tables, in the order of their rows."""
-        return tables_of(self.features)
+        return tables_of(self.all_features or self.features)
 
     @property
     def rows(self) -> int:

@@ -287,30 +287,45 @@ class EmbeddingTables(keras.layers.Layer):
                 of_wide.append(self._sum_rows(index, [slots], lookups))
         return EmbeddingRows(tuple(of_deep), tuple(of_wide))
 
-    def pool_padded(self, ids: tf.Tensor, weights: tf.Tensor | None = None) -> Pooled:
+    def pool_padded(
+        self, ids: tf.Tensor, weights: tf.Tensor | None = None, layout: InputSchema | None = None
+    ) -> Pooled:
         """Looks up and pools ids in a graph without host code, as exports need it.
 
         Args:
             ids: [batch, id columns] int32 or int64; padding is below 0. Sequences begin with their newest step.
             weights: [batch, weight columns] float32; None if no feature has weights.
+            layout: the layout of these matrices, if they hold only some of the features (see `InputSchema.sides`); the
+                embeddings are then those of these features.
         """
-        if weights is None and self.layout.weighted:
-            names = ", ".join(feature.name for feature in self.layout.weighted)
+        groups = self.groups if layout is None else tuple(group.within(layout) for group in self.groups)
+        layout = layout or self.layout
+        if weights is None and layout.weighted:
+            names = ", ".join(feature.name for feature in layout.weighted)
             raise ValueError(f"the ids of {names} have weights; pass them")
-        found = [self._padded_rows(group, tf.cast(ids, tf.int64), weights) for group in self.groups]
+        ids = tf.cast(ids, tf.int64)
+        found = [self._padded_rows(group, layout, ids, weights) if group.features else None for group in groups]
         if any(self.is_sharded(group) for group in self.groups):
             raise ValueError("padded ids cannot be looked up in sharded tables")
         deep, steps, trained = [], [], len(self.deep_variables)
-        for index, variable in enumerate([*self.deep_variables, *self.frozen_variables]):
-            group, (numbers, of_ids) = self.groups[index], found[index]
+        for group, variable, rows_and_weights in zip(
+            groups, [*self.deep_variables, *self.frozen_variables], found, strict=False
+        ):
+            if rows_and_weights is None:
+                deep.append(tf.zeros([tf.shape(ids)[0], 0, variable.shape[1]]))
+                continue
+            numbers, of_ids = rows_and_weights
             rows, columns = self._read(variable, numbers), sum(feature.hotness for feature in group.pooled)
             deep.append(self._pool_columns(group, rows[:, :columns], of_ids[:, :columns]))
             if group.in_sequences:
                 steps.append(rows[:, columns:])
         wide = []
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
-            numbers, of_ids = found[index]
-            wide.append(tf.reduce_sum(self._read(variable, numbers) * of_ids, axis=1))
+            if (rows_and_weights := found[index]) is not None:
+                numbers, of_ids = rows_and_weights
+                wide.append(tf.reduce_sum(self._read(variable, numbers) * of_ids, axis=1))
+        if self.wide_variables and not wide:
+            wide = [tf.zeros([tf.shape(ids)[0], self.wide_variables[0].shape[1]])]
         return Pooled(tuple(deep[:trained]), (tf.add_n(wide),) if wide else (), tuple(steps), tuple(deep[trained:]))
 
     def _read(self, variable: keras.Variable, numbers: tf.Tensor) -> tf.Tensor:
@@ -318,7 +333,9 @@ class EmbeddingTables(keras.layers.Layer):
         stored = self.stored.get(variable.path)
         return _looked_up(variable.value, numbers) if stored is None else stored.read(numbers)
 
-    def _padded_rows(self, group: TableGroup, ids: tf.Tensor, weights: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _padded_rows(
+        self, group: TableGroup, layout: InputSchema, ids: tf.Tensor, weights: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
 
         Returns:
@@ -329,7 +346,7 @@ class EmbeddingTables(keras.layers.Layer):
         rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
         of_ids = tf.ones_like(own, tf.float32)
         if weights is not None and group.has_weights:
-            places = {feature.weights: columns for feature, columns in self.layout.weighted.items()}
+            places = {feature.weights: columns for feature, columns in layout.weighted.items()}
             parts = [
                 weights[:, places[feature.weights]]
                 if feature.weights

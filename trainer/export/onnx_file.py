@@ -38,14 +38,21 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     yield rows.check(MODEL_FILE, load_onnx(folder / MODEL_FILE))
 
 
-def write_onnx(path: Path, saved: LoadedModel) -> None:
-    """Writes the forward pass on encoded features (see `encoded_function`).
+def write_onnx(
+    path: Path, saved: LoadedModel, function: tf.types.experimental.PolymorphicFunction | None = None
+) -> None:
+    """Writes a forward pass.
 
     Tables of more than MAX_EMBEDDED_BYTES are written, block by block, to a file beside it; all other weights are
     embedded.
+
+    Args:
+        path: the file to write.
+        saved: the model.
+        function: a function of named tensors with an input signature; the default is that of `encoded_function`.
     """
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    function, tables = _function_of_tables(saved)
+    function, tables = _function_of_tables(saved, function or encoded_function(saved))
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
     constants = _captured_constants(function) | tables
     size = sum(math.prod(array.shape) * array.dtype.size for array in tables.values())
@@ -64,12 +71,25 @@ def write_onnx(path: Path, saved: LoadedModel) -> None:
 
 def share_onnx(path: Path, folder: Path) -> None:
     """Makes the files of a written model appear in another folder: as hard links, else as copies."""
-    files = [file for name in (MODEL_FILE, TABLES_FILE) if (file := path.with_name(name)).exists()]
-    for file in files:
-        try:
-            os.link(file, folder / file.name)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(file, folder / file.name)
+    _share(path, folder)
+    share_tables(path, folder)
+
+
+def share_tables(path: Path, folder: Path) -> None:
+    """Makes the file of tables beside a written model, if there is one, appear in another folder, as `share_onnx` does.
+
+    One that is there is replaced: it has the same bytes for all functions of a model.
+    """
+    if path.with_name(TABLES_FILE).exists():
+        (folder / TABLES_FILE).unlink(missing_ok=True)
+        _share(path.with_name(TABLES_FILE), folder)
+
+
+def _share(file: Path, folder: Path) -> None:
+    try:
+        os.link(file, folder / file.name)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, folder / file.name)
 
 
 def load_onnx(path: Path) -> Predict:
@@ -84,13 +104,13 @@ def load_onnx(path: Path) -> Predict:
 
 
 def _function_of_tables(
-    saved: LoadedModel,
+    saved: LoadedModel, function: tf.types.experimental.PolymorphicFunction
 ) -> tuple[tf.types.experimental.PolymorphicFunction, dict[str, tf.Variable]]:
-    """Returns the function of `encoded_function` with the arrays of the tables as further inputs, and these by name.
+    """Returns a function with the arrays of the model's tables as further inputs, and these by name.
 
     The converter would copy captured tables several times.
     """
-    function, tables = encoded_function(saved), tables_of(saved.model)
+    tables = tables_of(saved.model)
     # No feature has a tensor name with a dot.
     specs = [
         [tf.TensorSpec(array.shape, array.dtype, f"table.{number}.{part}") for part, array in enumerate(table.arrays)]

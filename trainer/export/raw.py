@@ -71,22 +71,27 @@ class RawEncoding(tf.Module):
 
     Args:
         layout: features, encoders and raw columns.
+        tables: lookup tables of an encoding of these features and others, to use again; None creates them.
 
     Attributes:
         layout: the same.
         tables: lookup tables of known values, by feature name.
     """
 
-    def __init__(self, layout: RawLayout):
+    def __init__(self, layout: RawLayout, tables: Mapping[str, Any] | None = None):
         super().__init__()
         self.layout = layout
         self._widths = {port.name: port.width for port in inputs_of(layout.model)}
         readers = {feature: _value_encoder(encoder) for feature, encoder in layout.encoders.items()}
-        self.tables = {
-            feature: table
-            for feature, encoder in readers.items()
-            if isinstance(encoder, _LOOK_UP) and (table := look_up_table(encoder)) is not None
-        }
+        self.tables = (
+            dict(tables)
+            if tables is not None
+            else {
+                feature: table
+                for feature, encoder in readers.items()
+                if isinstance(encoder, _LOOK_UP) and (table := look_up_table(encoder)) is not None
+            }
+        )
 
     def matrices(self, raw: Mapping[str, tf.Tensor]) -> ModelInputs:
         """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices."""

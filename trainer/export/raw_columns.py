@@ -249,19 +249,29 @@ class RawLayout:
     steps_of: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, model: InputSchema, encoders: Mapping[str, Encoder], raw_spec: RawSpec | None = None) -> "RawLayout":
+    def of(
+        cls,
+        model: InputSchema,
+        encoders: Mapping[str, Encoder],
+        raw_spec: RawSpec | None = None,
+        known: Mapping[str, RawInput] | None = None,
+    ) -> "RawLayout":
         """Returns the layout of a model.
 
         Args:
             model: input layout of the model.
             encoders: encoders by feature name; others than those that the model needs are ignored.
             raw_spec: raw specification of its dataset; None if there was none.
+            known: raw columns of these and other features, if they have been found before.
 
         Raises:
             NotFromRaw: if the features cannot be encoded from raw columns.
         """
         needed = encoders_of(model, encoders)
-        columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
+        if known is None:
+            columns = raw_inputs_of(model, needed, None if raw_spec is None else raw_spec.readings)
+        else:
+            columns = {name: known[name] for encoder in needed.values() for name in columns_of(encoder)}
         hashed = {
             name
             for encoder in needed.values()

@@ -1,6 +1,6 @@
 """Rows for the comparison of an export with the model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -102,9 +102,17 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
     return ModelInputs(ids, numerical, weights, numbers, vectors)
 
 
-def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int) -> ComparedRows:
-    """Generates random rows of raw columns, with the model's predictions of what the encoders make of them."""
+def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int, *, shared: Collection[str] = ()) -> ComparedRows:
+    """Generates random rows of raw columns, with the model's predictions of what the encoders make of them.
+
+    Args:
+        saved: the model.
+        layout: features, encoders and raw columns.
+        rows: number of rows.
+        shared: names of columns that have the same value in all rows.
+    """
     raw = random_raw(layout, rows)
+    raw |= {name: _as_objects(rows * [raw[name][0]]) for name in shared}
     encoded = encode_columns(layout.encoders, raw)
     for port in inputs_of(layout.model):
         if port.name in layout.keeps_last:

@@ -107,6 +107,8 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
         numerical=tuple(name[feature] for feature in layout.numerical),
         sequences=tuple(_with_features(sequence, name) for sequence in layout.sequences),
         vectors=tuple(replace(vector, name=name[vector.name]) for vector in layout.vectors),
+        pretrained=tuple(replace(vector, of=name[vector.of]) for vector in layout.pretrained),
+        candidates=frozenset(name[own] for own in layout.candidates),
     )
     tasks = tuple(replace(task, name=name[task.name]) for task in saved.tasks)
     encoders = {name[feature]: _with_names(encoder, name) for feature, encoder in saved.encoders.items()}

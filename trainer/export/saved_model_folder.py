@@ -10,6 +10,15 @@ import tensorflow as tf
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Check, Predict
 from trainer.export.graph import encoded_function
+from trainer.export.ranking import (
+    RawSides,
+    can_rank,
+    find_raw_sides,
+    rank_function,
+    ranked_raw_rows,
+    ranked_rows,
+    raw_rank_function,
+)
 from trainer.export.raw import RawEncoding, raw_function
 from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.export.rows import ComparedRows, random_raw_rows
@@ -19,6 +28,7 @@ from trainer.variables import release
 # Scope names that TensorFlow accepts when it saves a variable.
 SCOPE_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 ENCODED, RAW = "serving_default", "serving_raw"
+RANK, RANK_RAW = "serving_rank", "serving_rank_raw"
 
 
 class _Servable(tf.Module):
@@ -40,12 +50,17 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     The model loses its weights, which would otherwise be in memory twice once the SavedModel is loaded.
     """
     encoding, compared = None, {ENCODED: rows}
+    if can_rank(saved.layout):
+        compared[RANK] = ranked_rows(saved, rows)
     try:
         encoding = RawEncoding(RawLayout.of(saved.layout, saved.encoders, saved.raw_spec))
         compared[RAW] = random_raw_rows(saved, encoding.layout, rows.number)
     except NotFromRaw as reason:
         print(f"export.py: encoded features only, no signature {RAW}: {reason}")
-    write_saved_model(folder, saved, encoding)
+    sides = None if encoding is None else find_raw_sides(saved, encoding.layout, f"signature {RANK_RAW}")
+    if encoding is not None and sides is not None:
+        compared[RANK_RAW] = ranked_raw_rows(saved, encoding.layout, sides, rows.number)
+    write_saved_model(folder, saved, encoding, sides)
     for weight in exported_variables(saved.model):
         release(weight)
     signatures = load_signatures(folder)
@@ -53,13 +68,16 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
         yield of_signature.check(f"signature {name}", signatures[name])
 
 
-def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | None) -> None:
-    """Writes a SavedModel.
+def write_saved_model(
+    folder: Path, saved: LoadedModel, encoding: RawEncoding | None, sides: RawSides | None = None
+) -> None:
+    """Writes a SavedModel. If the layout tells which features are the candidates', it also takes ranking requests.
 
     Args:
         folder: an existing empty folder.
         saved: the model.
-        encoding: encoders of raw columns, which add the second signature RAW; None for encoded features only.
+        encoding: encoders of raw columns, which add the signature RAW; None for encoded features only.
+        sides: the raw columns of ranking requests, which add the signature RANK_RAW; None without it.
 
     Raises:
         OSError: if the SavedModel cannot be written.
@@ -67,6 +85,10 @@ def write_saved_model(folder: Path, saved: LoadedModel, encoding: RawEncoding | 
     signatures = {ENCODED: encoded_function(saved).get_concrete_function()}
     if encoding is not None:
         signatures[RAW] = raw_function(saved, encoding).get_concrete_function()
+    if can_rank(saved.layout):
+        signatures[RANK] = rank_function(saved).get_concrete_function()
+    if encoding is not None and sides is not None:
+        signatures[RANK_RAW] = raw_rank_function(saved, sides, encoding).get_concrete_function()
     try:
         tf.saved_model.save(_Servable(saved, encoding), str(folder), signatures=signatures)
     except tf.errors.OpError as error:

@@ -5,7 +5,11 @@ DIR/recommender/config.pbtxt, 1/model.onnx                    for Triton's ONNX 
 DIR/recommender_python/config.pbtxt, 1/model.onnx, model.py   the same model for its Python backend
 DIR/recommender_raw/config.pbtxt, 1/model.onnx, model.py, raw_encoding.py, encoders/
                                                               the same model of raw columns, for the Python backend
-DIR/client.py, example.json, example_raw.json                 HTTP client with sample input; ignored by Triton
+DIR/recommender_rank/config.pbtxt, 1/rank.onnx, model.py       ranking requests, for the Python backend; not without
+                                                              features of candidates in the specification
+DIR/recommender_rank_raw/config.pbtxt, 1/rank.onnx, model.py, raw_encoding.py, encoders/
+                                                              ranking requests of raw columns, likewise
+DIR/client.py, example*.json                                  HTTP client with sample input; ignored by Triton
 """
 
 import json
@@ -18,12 +22,13 @@ import numpy as np
 
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.export.comparison import Arrays, Check
-from trainer.export.onnx_file import MODEL_FILE, load_onnx, share_onnx, write_onnx
+from trainer.export.onnx_file import MODEL_FILE, load_onnx, share_onnx, share_tables, write_onnx
 from trainer.export.ports import inputs_of, outputs_of, rows_of
+from trainer.export.ranking import RawSides, can_rank, find_raw_sides, rank_function, ranked_raw_rows, ranked_rows
 from trainer.export.raw_arrays import write_encoders
 from trainer.export.raw_columns import NotFromRaw, RawLayout
 from trainer.export.rows import ComparedRows, random_raw_rows
-from trainer.export.served.raw_encoding import RawEncoder
+from trainer.export.served.raw_encoding import RawEncoder, RequestEncoder
 
 NATIVE, PYTHON, RAW = "recommender", "recommender_python", "recommender_raw"
 MAX_BATCH = 4096
@@ -40,13 +45,15 @@ TYPES = {
 SERVED = Path(__file__).parent / "served"
 ENCODERS = "encoders"
 ON_CPU = "instance_group [ { kind: KIND_CPU } ]"
-# (name, type, width): width -1 for any.
-Ports = Sequence[tuple[str, str, int]]
+LATEST = "version_policy { latest { num_versions: 1 } }"
+RANK, RANK_RAW, RANK_FILE = "recommender_rank", "recommender_rank_raw", "rank.onnx"
+# (name, type, shape): without the batch dimension of row-wise models, -1 for any.
+Ports = Sequence[tuple[str, str, tuple[int, ...]]]
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
     """Writes the repository. The first rows become the sample input of the client."""
-    inputs = [(port.name, port.dtype, port.width) for port in inputs_of(saved.layout)]
+    inputs = [(port.name, port.dtype, (port.width,)) for port in inputs_of(saved.layout)]
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
         version = folder / name / "1"
         version.mkdir(parents=True)
@@ -60,6 +67,8 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
     _write_example(folder / "example.json", rows.inputs)
     for file in (native, python):
         yield rows.check(str(file.relative_to(folder)), load_onnx(file))
+    if can_rank(saved.layout):
+        yield from _write_ranking(folder, saved, rows, native)
     yield from _write_raw(folder, saved, rows.number, native)
 
 
@@ -75,7 +84,7 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> 
     write_encoders(version / ENCODERS, layout)
     shutil.copyfile(SERVED / "raw_model.py", version / "model.py")
     shutil.copyfile(SERVED / "raw_encoding.py", version / "raw_encoding.py")
-    inputs = [(column.name, column.dtype, column.width or -1) for column in layout.columns.values()]
+    inputs = [(column.name, column.dtype, (column.width or -1,)) for column in layout.columns.values()]
     (version.parent / "config.pbtxt").write_text(_config("python", inputs, saved, [ON_CPU]))
     raw = random_raw_rows(saved, layout, rows)
     _write_example(folder / "example_raw.json", raw.inputs)
@@ -86,6 +95,56 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> 
         return predict(encoder.encode(columns))
 
     yield raw.check(str((version / MODEL_FILE).relative_to(folder)), predict_raw)
+    sides = find_raw_sides(saved, layout, f"model {RANK_RAW}")
+    if sides is not None:
+        yield _write_raw_ranking(folder, saved, layout, sides, rows)
+
+
+def _write_ranking(folder: Path, saved: LoadedModel, rows: ComparedRows, onnx_file: Path) -> Iterator[Check]:
+    """Writes the model of ranking requests."""
+    candidates = {port.name for port in inputs_of(saved.layout.sides[1])}
+    inputs = [
+        (port.name, port.dtype, (-1 if port.name in candidates else 1, port.width)) for port in inputs_of(saved.layout)
+    ]
+    file = _new_ranking_model(folder / RANK, inputs, saved)
+    write_onnx(file, saved, rank_function(saved, checked=False))
+    share_tables(onnx_file, file.parent)
+    ranked = ranked_rows(saved, rows)
+    _write_example(folder / "example_rank.json", ranked.inputs)
+    yield ranked.check(str(file.relative_to(folder)), load_onnx(file))
+
+
+def _write_raw_ranking(folder: Path, saved: LoadedModel, layout: RawLayout, sides: RawSides, rows: int) -> Check:
+    """Writes the model of ranking requests of raw columns."""
+    own = sides.of_candidates
+    inputs = [
+        (column.name, column.dtype, (-1 if name in own else 1, column.width or -1))
+        for name, column in (sides.request.columns | own).items()
+    ]
+    file = _new_ranking_model(folder / RANK_RAW, inputs, saved)
+    for name, side in (("request", sides.request), ("candidates", sides.candidates)):
+        (file.parent / ENCODERS / name).mkdir(parents=True)
+        write_encoders(file.parent / ENCODERS / name, side)
+    shutil.copyfile(SERVED / "raw_encoding.py", file.with_name("raw_encoding.py"))
+    share_onnx(folder / RANK / "1" / RANK_FILE, file.parent)
+    ranked = ranked_raw_rows(saved, layout, sides, rows)
+    _write_example(folder / "example_rank_raw.json", ranked.inputs)
+    encoder, predict = RequestEncoder(file.parent / ENCODERS), load_onnx(file)
+
+    def predict_raw(columns: Mapping[str, np.ndarray]) -> Arrays:
+        return predict(encoder.encode(columns))
+
+    return ranked.check(str(file.relative_to(folder)), predict_raw)
+
+
+def _new_ranking_model(folder: Path, inputs: Ports, saved: LoadedModel) -> Path:
+    """Creates the folder of a model of ranking requests; returns where its ONNX file belongs."""
+    (folder / "1").mkdir(parents=True)
+    outputs = [(port.name, port.dtype, (-1, port.width)) for port in outputs_of(saved.tasks, saved.score)]
+    lines = ['backend: "python"', "max_batch_size: 0", *_ports("input", inputs), *_ports("output", outputs)]
+    (folder / "config.pbtxt").write_text("\n".join([*lines, LATEST, ON_CPU]) + "\n")
+    shutil.copyfile(SERVED / "rank_model.py", folder / "1" / "model.py")
+    return folder / "1" / RANK_FILE
 
 
 def _write_example(path: Path, inputs: Arrays) -> None:
@@ -103,20 +162,23 @@ def _as_json(array: np.ndarray) -> list[Any]:
 
 def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]) -> str:
     """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
-    outputs = [(port.name, port.dtype, port.width) for port in outputs_of(saved.tasks, saved.score)]
+    outputs = [(port.name, port.dtype, (port.width,)) for port in outputs_of(saved.tasks, saved.score)]
     lines = [
         f'backend: "{backend}"',
         f"max_batch_size: {MAX_BATCH}",
         *_ports("input", inputs),
         *_ports("output", outputs),
         f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_DELAY_MICROSECONDS} }}",
-        "version_policy { latest { num_versions: 1 } }",
+        LATEST,
         *more,
     ]
     return "\n".join(lines) + "\n"
 
 
 def _ports(kind: str, ports: Ports) -> list[str]:
-    """Returns config lines of the inputs or outputs. `dims` excludes the batch dimension, which Triton adds."""
-    entries = [f'  {{ name: "{name}", data_type: {TYPES[dtype]}, dims: [ {width} ] }}' for name, dtype, width in ports]
+    """Returns config lines of the inputs or outputs. `dims` excludes a batch dimension, which Triton adds."""
+    entries = [
+        f'  {{ name: "{name}", data_type: {TYPES[dtype]}, dims: [ {", ".join(map(str, shape))} ] }}'
+        for name, dtype, shape in ports
+    ]
     return [f"{kind} [", ",\n".join(entries), "]"]

@@ -52,6 +52,7 @@ class Aitm(Network):
     """
 
     options_class = AitmOptions
+    takes_parts = True
     options: AitmOptions
 
     @classmethod

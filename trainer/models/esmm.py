@@ -29,6 +29,7 @@ class Esmm(Network):
     options_class = MultiTaskOptions
     options: MultiTaskOptions
     trains_joint_probabilities = True
+    takes_parts = True
 
     @classmethod
     def axes(cls, options: MultiTaskOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:

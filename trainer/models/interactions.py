@@ -12,18 +12,23 @@ import tensorflow as tf
 from trainer.config import ModelOptions
 from trainer.layout import InputSchema
 from trainer.models.layers import MLP, Dense, DenseConfig, matmul
+from trainer.models.parts import Parts, side_by_side, whole
 from trainer.models.step_context import StepContext
+
+# The embeddings of each group of tables.
+Matrices = Sequence[tf.Tensor | Parts]
 
 
 class Interacted(NamedTuple):
     """The output of an interaction.
 
     Attributes:
-        x: input of the network, [batch, ModelOptions.network_width] float32.
+        x: input of the network, [batch, ModelOptions.network_width] float32; of a ranking request in parts, if nothing
+            joins what candidates share with what each has.
         logits: terms of the logits, [batch, outputs] float32 each.
     """
 
-    x: tf.Tensor
+    x: tf.Tensor | Parts
     logits: tuple[tf.Tensor, ...] = ()
 
 
@@ -45,8 +50,8 @@ class Interaction(keras.layers.Layer):
     def make_layers(self) -> None:
         """Creates the layers, as attributes."""
 
-    def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
-        """Computes the network's input.
+    def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
+        """Computes the network's input. A ranking request comes in parts.
 
         Args:
             deep: embeddings of each group of tables, [batch, features, width] float32.
@@ -74,12 +79,13 @@ class Cross(Interaction):
                 Dense(self.options.input_width(self.layout), self.config.linear, name=f"across_{number}")
             )
 
-    def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
+    def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
         """Applies the layers in order."""
-        first = x = side_by_side(deep, numerical)
+        below = side_by_side(deep, numerical)
+        first = x = whole(below)
         for number, across in enumerate(self.across):
-            below = self.down[number](x) if self.down else x
-            x = first * tf.cast(across(below), tf.float32) + x
+            crossed = across(self.down[number](below) if self.down else below)
+            below = x = first * tf.cast(crossed, tf.float32) + x
         return Interacted(x)
 
 
@@ -99,9 +105,9 @@ class Dot(Interaction):
         if self.layout.has_numbers:
             self.numbers = MLP((*self.options.numerical_hidden_units, width), self.config, name="numerical")
 
-    def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
+    def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
         """Computes the products of each vector with those before it."""
-        vectors, alone = self.projections(deep), []
+        vectors, alone = self.projections([whole(pooled) for pooled in deep]), []
         if self.numbers is not None:
             alone = [tf.cast(self.numbers(numerical, context=context), tf.float32)]
             vectors = tf.concat([alone[0][:, tf.newaxis], vectors], axis=1)
@@ -129,14 +135,15 @@ class FactorizationMachine(Interaction):
         """Creates the weights h."""
         self.factors = self.add_weight(shape=(self.layout.widest, self.outputs), initializer="ones", name="factors")
 
-    def call(self, deep: Sequence[tf.Tensor], numerical: tf.Tensor, context: StepContext | None = None) -> Interacted:
+    def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
         """Computes the pairs as half the difference between the square of the sum and the sum of squares."""
-        vectors = self.projections(deep)
+        vectors = self.projections([whole(pooled) for pooled in deep])
         total = tf.reduce_sum(vectors, axis=1)
         squares = tf.reduce_sum(tf.square(vectors), axis=1)
         if self.layout.has_numbers:
-            total += self.vectors(numerical)
-            squares += tf.linalg.matmul(tf.square(numerical), tf.square(self.vectors.kernel.value))
+            numbers = whole(numerical)
+            total += self.vectors(numbers)
+            squares += tf.linalg.matmul(tf.square(numbers), tf.square(self.vectors.kernel.value))
         pairs = (tf.square(total) - squares) / 2  # [batch, width]
         return Interacted(side_by_side(deep, numerical), (tf.linalg.matmul(pairs, self.factors.value),))
 
@@ -171,12 +178,6 @@ class Projections(keras.layers.Layer):
                 pooled = tf.transpose(tf.cast(by_feature, tf.float32), [1, 0, 2])
             found.append(pooled)
         return tf.concat(found, axis=1)
-
-
-def side_by_side(deep: Sequence[tf.Tensor], numerical: tf.Tensor) -> tf.Tensor:
-    """Returns all embeddings and numerical features, [batch, embedding width + numerical] float32."""
-    flat = [tf.reshape(pooled, [-1, pooled.shape[1] * pooled.shape[2]]) for pooled in deep]
-    return tf.concat([*flat, numerical], axis=1)
 
 
 INTERACTIONS: dict[str, type[Interaction]] = {

@@ -1,6 +1,7 @@
 """Layers: dense layers, batch normalization, gates over experts, and the towers of tasks.
 
-Layers of equal shape, such as experts, run side by side as stacks of one layer, whose products are batched.
+Layers of equal shape, such as experts, run side by side as stacks of one layer, whose products are batched. The rows of
+a ranking request may come in parts (`trainer.models.parts`): a layer then computes once what they share.
 """
 
 import math
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.models.parts import Parts
 from trainer.models.step_context import ACTIVATIONS, StepContext, relu_with_dropout
 from trainer.process.device import has_units, on_gpu, own_flags
 from trainer.seeds import seed_of
@@ -163,7 +165,7 @@ class Dense(keras.layers.Layer):
         use_bias: whether there is a bias, which starts at zero. Normalized layers have none.
         starts_at_zero: whether the kernel starts at zero, too.
 
-    Input:  [batch, inputs], shared by all stacks, or [stacks, batch, inputs].
+    Input:  [batch, inputs], shared by all stacks, also in parts; or [stacks, batch, inputs].
     Output: [batch, units], or [stacks, batch, units] with stacks, in the compute dtype.
     """
 
@@ -203,20 +205,38 @@ class Dense(keras.layers.Layer):
             raise ValueError(f"layer {self.name} has no bias")
         self.bias.assign(bias)
 
-    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
         """Applies the layer."""
         kernel = self.kernel.value * self._weight_factor(context)
         bias = None if self.bias is None else self.bias.value * self._weight_factor(context)
-        if self.stacks is None or x.shape.rank == 3:
+        if self.stacks is not None and is_stacked(x):
             return self._activate(matmul(x, kernel, self.config.compute_dtype), bias, context)
-        # A shared input takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias, activation and
-        # dropout also run on this matrix, before it is split into stacks.
-        side_by_side = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
-        product = matmul(x, side_by_side, self.config.compute_dtype)
+        if self.stacks is not None:
+            # A shared input takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias, activation and
+            # dropout also run on this matrix, before it is split into stacks.
+            kernel = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
+            bias = None if bias is None else tf.reshape(bias, [-1])
+        if isinstance(x, Parts):
+            x, kernel, bias = self._folded(x, kernel, bias)
+        product = matmul(x, kernel, self.config.compute_dtype)
+        if self.stacks is None:
+            return self._activate(product, bias, context)
+        if self.norm is None:
+            return self._split(self._activate(product, bias, context))
         # Moments are per stack, [stacks, 1, units], so normalization needs the stacks split first.
-        if self.norm is not None:
-            return self._activate(self._split(product), bias, context)
-        return self._split(self._activate(product, None if bias is None else tf.reshape(bias, [-1]), context))
+        return self._activate(self._split(product), None if bias is None else self._split(bias[tf.newaxis]), context)
+
+    def _folded(self, x: Parts, kernel: tf.Tensor, bias: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns the input, kernel and bias of what rows do not share: what they share is computed once, as a bias.
+
+        Args:
+            x: the input.
+            kernel: [inputs, units] float32.
+            bias: [units] float32; None if the layer has none.
+        """
+        shared = matmul(x.shared, tf.gather(kernel, x.shared_places), self.config.compute_dtype)
+        total = tf.reshape(tf.cast(shared, tf.float32), [kernel.shape[1]])
+        return x.own, tf.gather(kernel, x.own_places), total if bias is None else total + bias
 
     def _split(self, side_by_side: tf.Tensor) -> tf.Tensor:
         """Splits [batch, stacks * units] into [stacks, batch, units]."""
@@ -259,6 +279,11 @@ class Dense(keras.layers.Layer):
         return tf.where(mask.keep, result / (1 - config.dropout), tf.zeros((), result.dtype))
 
 
+def is_stacked(x: tf.Tensor | Parts) -> bool:
+    """Returns whether an input has a stack axis, so that stacks of layers do not share it."""
+    return not isinstance(x, Parts) and x.shape.rank == 3
+
+
 class MLP(keras.layers.Layer):
     """Multilayer perceptron; optionally several of equal shape side by side, such as experts.
 
@@ -268,7 +293,7 @@ class MLP(keras.layers.Layer):
         name: name of the layer.
         stacks: number of perceptrons; None for a single one whose tensors have no stack axis.
 
-    Input:  [batch, inputs], shared by all stacks, or [stacks, batch, inputs].
+    Input:  [batch, inputs], shared by all stacks, also in parts; or [stacks, batch, inputs].
     Output: [batch, units[-1]], or [stacks, batch, units[-1]] with stacks, in the compute dtype.
     """
 
@@ -279,7 +304,7 @@ class MLP(keras.layers.Layer):
         ]
         self.built = True
 
-    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
         """Applies the layers in order."""
         for layer in self.dense:
             x = layer(x, context=context)
@@ -305,7 +330,7 @@ class Gates(keras.layers.Layer):
         dropout: probability of dropping a weight in training.
         entropy_weight: factor of the penalty.
 
-    Input:  [batch, inputs] or [gates, batch, inputs].
+    Input:  [batch, inputs], also in parts; or [gates, batch, inputs].
     Output: [gates, batch, experts] float32; 0 for experts that a gate may not read.
     """
 
@@ -332,7 +357,7 @@ class Gates(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
         """Returns the experts' weights, [gates, batch, experts] float32."""
         logits = self.linear(self.hidden(x, context=context))
         weights = tf.nn.softmax(logits / self._temperature + self._blocked, axis=-1)
@@ -374,7 +399,7 @@ class Towers(keras.layers.Layer):
         config: configuration of the hidden layers.
         name: name of the layer.
 
-    Input:  [batch, inputs], shared by all tasks, or [tasks, batch, inputs].
+    Input:  [batch, inputs], shared by all tasks, also in parts; or [tasks, batch, inputs].
     Output: [batch, outputs] float32, the tasks' logits side by side.
     """
 
@@ -391,11 +416,11 @@ class Towers(keras.layers.Layer):
             self.logits.append(Dense(width, config.logits, stacks=len(group), name=f"logits_{number}"))
         self.built = True
 
-    def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
         """Computes the logits of all tasks, [batch, outputs] float32."""
         by_task: dict[int, tf.Tensor] = {}
         for group, hidden, logits in zip(self._groups, self.hidden, self.logits, strict=True):
-            own = tf.gather(x, group) if x.shape.rank == 3 and len(self._groups) > 1 else x
+            own = tf.gather(x, group) if is_stacked(x) and len(self._groups) > 1 else x
             outputs = logits(hidden(own, context=context))  # [tasks of the group, batch, width]
             by_task |= dict(zip(group, tf.unstack(outputs), strict=True))
         return tf.concat([by_task[index] for index in sorted(by_task)], axis=1)

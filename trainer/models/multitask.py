@@ -229,6 +229,7 @@ class MultiTask(Network):
     """
 
     options_class = ExpertOptions
+    takes_parts = True
     options: ExpertOptions
 
     @classmethod

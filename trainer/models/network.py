@@ -43,10 +43,13 @@ class Network:
         options_class: class of the model's flags.
         trains_joint_probabilities: whether tasks with `given` are trained on the probability that both labels are 1, on
             all rows.
+        takes_parts: whether `call` passes its input to layers alone, which take the rows of a ranking request in parts
+            (`trainer.models.parts`). Otherwise they are joined before.
     """
 
     options_class: ClassVar[type[ModelOptions]] = ModelOptions
     trains_joint_probabilities: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = False
     options: ModelOptions
 
     @classmethod

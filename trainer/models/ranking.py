@@ -13,6 +13,8 @@ from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import InputSchema, ModelInputs, RowValues, SequenceSteps
 from trainer.models.interactions import INTERACTIONS, Interacted
 from trainer.models.network import Network
+from trainer.models.parts import whole
+from trainer.models.ranking_request import RankingRequest
 from trainer.models.sequences import Sequences, steps_of
 from trainer.models.step_context import StepContext
 from trainer.models.training_only import TrainingOnlyTower
@@ -171,18 +173,63 @@ class RankingModel(keras.Model):
         Returns:
             [batch, outputs] float32.
         """
-        interacted = self._interacted(embedded, values, context)
-        logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
-        if self.training_only is not None:
-            [known] = values.training_only or [self.training_only.served]
-            logits += self.training_only(known, context=context)
+        interacted, wide = self._interacted(embedded, values, context), list[tf.Tensor]()
         if self.wide_weights:
-            slopes, bias = self.wide_weights
             # The wide part is float32 throughout.
-            logits = tf.add_n([logits, *embedded.wide, tf.linalg.matmul(values.numerical, slopes.value)]) + bias.value
+            wide = [*embedded.wide, tf.linalg.matmul(values.numerical, self.wide_weights[0].value)]
+        logits = self._total(interacted, wide, values.training_only, context)
         if context is not None:
             self.network.add_penalties(logits, context)
         return logits
+
+    def _total(
+        self,
+        interacted: Interacted,
+        wide: Sequence[tf.Tensor],
+        training_only: Sequence[tf.Tensor] = (),
+        context: StepContext | None = None,
+    ) -> tf.Tensor:
+        """Returns the sum of all terms of the logits, [batch, outputs] float32.
+
+        Args:
+            interacted: the output of the interaction.
+            wide: terms of the wide part without its bias, [batch, outputs] float32 each.
+            training_only: see `RowValues`.
+            context: None outside training.
+        """
+        logits = tf.add_n([self.network.call(interacted.x, context), *interacted.logits])  # [batch, outputs]
+        if self.training_only is not None:
+            [known] = training_only or [self.training_only.served]
+            logits += self.training_only(known, context=context)
+        if self.wide_weights:
+            logits = tf.add_n([logits, *wide]) + self.wide_weights[1].value
+        return logits
+
+    def rank(self, request: ModelInputs, candidates: ModelInputs) -> tf.Tensor:
+        """Computes the logits of the candidates of a request, [candidates, outputs] float32, outside training.
+
+        They are those of rows that have the request's inputs and those of a candidate, but what depends on the
+        request alone is computed once.
+
+        Args:
+            request: the inputs that all candidates share, one row of the first layout of `InputSchema.sides`.
+            candidates: those of each candidate, rows of the second layout.
+        """
+        embedded = RankingRequest(self.layout, self.embeddings, request, candidates)
+        deep, numbers = embedded.interacting(self.sequences, self.vectors)
+        interacted = self.interaction.call(deep, numbers.times(self.network.options.numerical_scale))
+        if not self.network.takes_parts:
+            interacted = interacted._replace(x=whole(interacted.x))
+        wide = []
+        if self.wide_weights:
+            numerical, slopes = embedded.numerical, self.wide_weights[0].value
+            products = [
+                tf.linalg.matmul(numerical.shared, tf.gather(slopes, numerical.shared_places)),
+                tf.linalg.matmul(numerical.own, tf.gather(slopes, numerical.own_places)),
+            ]
+            [of_request, of_candidate] = embedded.wide
+            wide = [of_request + products[0] + (of_candidate + products[1])]
+        return self._total(interacted, wide)
 
     def call(
         self,

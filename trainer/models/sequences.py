@@ -5,7 +5,7 @@ data/spec/features.py and, if it compares steps with a target, in `TARGET_ENCODE
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import keras
@@ -61,6 +61,9 @@ class SequenceEncoder(keras.layers.Layer):
         self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None = None
     ) -> tf.Tensor:
         """Encodes the steps of each row, of which those that are padding must have no effect.
+
+        In a ranking request, the steps of one row may be compared with the targets of many: the first axis of `keys`
+        and `present` is then 1, as that of what depends on them alone.
 
         Args:
             keys: [batch, length, width + numbers] float32, from the newest step on; any finite values for padding.
@@ -304,29 +307,43 @@ class Sequences(keras.layers.Layer):
         """
         if not self.encoders:
             return embedded.deep, numerical
-        steps, vectors, numbers = self._steps(embedded), dict[str, tf.Tensor](), [numerical]
-        for features, encoder, own in zip(self._features, self.encoders, sequences, strict=True):
-            keys = [steps[name] for name, _ in features] + ([own.numbers] if own.numbers.shape[2] else [])
-            targets = [self._vector(embedded, target) for _, target in features if target]
-            target = tf.concat(targets, axis=1) if targets else tf.zeros([tf.shape(numerical)[0], 0])
-            found = encoder(tf.concat(keys, axis=2) if len(keys) > 1 else keys[0], target, own.present, context=context)
-            *parts, pooled = tf.split(found, [*(steps[name].shape[2] for name, _ in features), encoder.numbers], axis=1)
-            vectors |= zip((name for name, _ in features), parts, strict=True)
-            numbers.append(pooled)
+        steps = steps_by_feature(self.groups, embedded)
+        vectors, numbers = self.encode(steps, lambda _, name: self._vector(embedded, name), sequences, context)
         deep = []
         for group, pooled in zip(self.groups, embedded.deep, strict=True):
             encoded = [tf.expand_dims(vectors[feature.name], 1) for feature in group.in_sequences]
             deep.append(tf.concat([pooled, *encoded], axis=1))
-        return tuple(deep), tf.concat(numbers, axis=1)
+        return tuple(deep), tf.concat([numerical, *numbers], axis=1)
 
-    def _steps(self, embedded: Pooled) -> dict[str, tf.Tensor]:
-        """Returns the embeddings of the steps of each feature, [batch, length, width] float32."""
-        found: dict[str, tf.Tensor] = {}
-        groups = [group for group in self.groups if group.in_sequences]
-        for group, steps in zip(groups, embedded.steps, strict=True):
-            parts = tf.split(steps, [feature.hotness for feature in group.in_sequences], axis=1)
-            found |= zip((feature.name for feature in group.in_sequences), parts, strict=True)
-        return found
+    def encode(
+        self,
+        steps: Mapping[str, tf.Tensor],
+        target_of: Callable[[SequenceInput, str], tf.Tensor],
+        sequences: Sequence[SequenceSteps],
+        context: StepContext | None = None,
+    ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """Encodes the steps of all sequences. In a ranking request, the rows that all candidates share are one.
+
+        Args:
+            steps: embeddings of the steps of each feature, [batch, length, width] float32.
+            target_of: returns the embedding of a target of a sequence, [batch, width] float32.
+            sequences: which steps each sequence has, and their numbers.
+            context: None outside training.
+
+        Returns:
+            The vector of each feature, [batch, width] float32, and the numbers of each sequence, [batch, numbers].
+        """
+        vectors, numbers = dict[str, tf.Tensor](), list[tf.Tensor]()
+        of_layout = zip(self.layout.sequences, self._features, self.encoders, sequences, strict=True)
+        for sequence, features, encoder, own in of_layout:
+            keys = [steps[name] for name, _ in features] + ([own.numbers] if own.numbers.shape[2] else [])
+            targets = [target_of(sequence, target) for _, target in features if target]
+            target = tf.concat(targets, axis=1) if targets else tf.zeros([tf.shape(own.present)[0], 0])
+            found = encoder(tf.concat(keys, axis=2) if len(keys) > 1 else keys[0], target, own.present, context=context)
+            *parts, pooled = tf.split(found, [*(steps[name].shape[2] for name, _ in features), encoder.numbers], axis=1)
+            vectors |= zip((name for name, _ in features), parts, strict=True)
+            numbers.append(pooled)
+        return vectors, numbers
 
     def _vector(self, embedded: Pooled, name: str) -> tf.Tensor:
         """Returns the embedding of a pooled feature, [batch, width] float32."""
@@ -337,6 +354,16 @@ class Sequences(keras.layers.Layer):
 def _compared_first(sequence: SequenceInput) -> list[tuple[str, str]]:
     """Return the categorical features of a sequence with their targets, or "": those that have a target first."""
     return sorted(zip(sequence.features, sequence.targets, strict=True), key=lambda pair: not pair[1])
+
+
+def steps_by_feature(groups: Sequence[TableGroup], embedded: Pooled) -> dict[str, tf.Tensor]:
+    """Return the embeddings of the steps of each feature of groups, [batch, length, width] float32."""
+    found: dict[str, tf.Tensor] = {}
+    with_steps = [group for group in groups if group.in_sequences]
+    for group, steps in zip(with_steps, embedded.steps, strict=True):
+        parts = tf.split(steps, [feature.hotness for feature in group.in_sequences], axis=1)
+        found |= zip((feature.name for feature in group.in_sequences), parts, strict=True)
+    return found
 
 
 def steps_of(layout: InputSchema, inputs: ModelInputs) -> tuple[tf.Tensor, tuple[SequenceSteps, ...]]:

@@ -52,14 +52,25 @@ class Vectors(keras.layers.Layer):
         Returns:
             The vectors side by side, [batch, sum of dimensions or vectors * --vector_units] float32.
         """
-        found = []
-        for number, x in enumerate(tf.split(vectors, self.dimensions, axis=1), start=1):
-            if (scale := self.scales.get(f"norm_{number}")) is not None:
-                x = _normalized(x) * scale[0].value + scale[1].value
-            if (projection := self.projections.get(f"units_{number}")) is not None:
-                x = tf.cast(projection(x, context=context), tf.float32)
-            found.append(x)
-        return tf.concat(found, axis=1)
+        parts = tf.split(vectors, self.dimensions, axis=1)
+        return tf.concat([self.one(number, x, context) for number, x in enumerate(parts, start=1)], axis=1)
+
+    def one(self, number: int, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
+        """Returns what the interaction sees of one vector.
+
+        Args:
+            number: its number among all vectors, from 1 on.
+            x: [batch, dimension] float32.
+            context: None outside training.
+
+        Returns:
+            [batch, dimension or --vector_units] float32.
+        """
+        if (scale := self.scales.get(f"norm_{number}")) is not None:
+            x = _normalized(x) * scale[0].value + scale[1].value
+        if (projection := self.projections.get(f"units_{number}")) is not None:
+            x = tf.cast(projection(x, context=context), tf.float32)
+        return x
 
 
 def _normalized(x: tf.Tensor) -> tf.Tensor:

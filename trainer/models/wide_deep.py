@@ -53,6 +53,7 @@ class WideDeep(Network):
     """
 
     options_class = WideDeepOptions
+    takes_parts = True
     options: WideDeepOptions
 
     @classmethod

@@ -10,7 +10,7 @@ import pandas as pd
 
 from data.encoding.encoders import Encoded
 from data.encoding.keys import Values, key_array
-from data.errors import DataError
+from data.errors import DataError, nearest
 from data.spec.features import SCORE
 from trainer.checkpoint.load_model import LoadedModel
 from trainer.layout import ModelInputs
@@ -92,17 +92,49 @@ class Fitted:
             DataError: if `frame` is not a data frame, or a column is missing or of another type than in training.
         """
         require_frame(frame, "the frame")
-        known = [name for name in self.features if name in frame]
-        require_columns(frame, [self.users.column, self.items.column, *self.context, *known], "the frame")
-        rows = {side.column: side.positions(frame[side.column]) for side in (self.users, self.items)}
-        encoded = {}
-        for name in self.features:
-            if name in known:
-                encoded[name] = self._encoded(name, frame[name])
-                continue
-            side = self.users if name in self.users.features else self.items
-            encoded[name] = side.features[name][rows[side.column]]
-        return encoded
+        require_columns(frame, [self.users.column, self.items.column, *self.context], "the frame")
+        encoded = self._side(self.users, frame, "the frame") | self._side(self.items, frame, "the frame")
+        return {name: encoded[name] for name in self.features}
+
+    def _side(self, entities: Entities, frame: pd.DataFrame, what: str) -> dict[str, np.ndarray]:
+        """Encodes the features of users and the context, or those of items, in raw rows of the frame `what`."""
+        context = self.context if entities is self.users else ()
+        known = [name for name in (*entities.features, *context) if name in frame]
+        require_columns(frame, [entities.column, *context, *known], what)
+        rows = entities.positions(frame[entities.column])
+        of_rows = {name: values[rows] for name, values in entities.features.items() if name not in known}
+        return of_rows | {name: self._encoded(name, frame[name]) for name in known}
+
+    def predict_candidates(self, request: Mapping[str, Any], candidates: pd.DataFrame) -> np.ndarray:
+        """Predicts for the candidates of a request, whose part of the model is computed once.
+
+        Args:
+            request: value of the user's column, of each context column, and of any features of the user.
+            candidates: raw rows with the item's column and any features of items.
+
+        Returns:
+            Predictions [candidates, tasks] float64.
+
+        Raises:
+            DataError: if a column is missing, is on the wrong side, or holds invalid values.
+        """
+        if not self.saved.layout.candidates:
+            raise DataError(
+                "this recommender was saved by an earlier version, which lacks what rank needs; fit it again"
+            )
+        require_mapping(request, "request", f"{{{self.users.column!r}: 1}}")
+        of_request = [*self.users.features, *self.context]
+        for name in request:
+            if name not in of_request:
+                near = nearest(name, of_request)
+                hint = f"; did you mean {near!r}?" if near else f"; expected some of {', '.join(of_request)}"
+                reason = "belongs to the candidates" if name in self.items.features else "is no feature of the request"
+                raise DataError(f"request: {name!r} {reason}{hint}")
+        if wrong := [name for name in of_request if name in candidates]:
+            raise DataError(f"candidates: the column {wrong[0]!r} belongs to the request; state it there, once")
+        frame = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in request.items()})
+        once, each = self._side(self.users, frame, "request"), self._side(self.items, candidates, "candidates")
+        return self.scorer.rank(once, each, len(candidates))
 
     def predict(self, features: Mapping[str, np.ndarray] | pd.DataFrame) -> np.ndarray:
         """Predicts for encoded rows.

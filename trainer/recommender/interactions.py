@@ -171,9 +171,17 @@ class Interactions:
         self, roles: Roles, encoders: Mapping[str, Encoder], columns: Sequence[RawColumn], folder: Path
     ) -> FeatureSpec:
         hotness = {column.name: column.longest for column in columns if column.is_list and column.kind != VECTOR}
-        features = encoded_features(encoders, hotness)
+        features, of_items = (
+            encoded_features(encoders, hotness),
+            {self.item, *(() if self.items is None else self.items)},
+        )
         for name, feature in features.items():
-            features[name] = replace(feature, table=roles.tables.get(name), dimension=roles.dimensions.get(name))
+            features[name] = replace(
+                feature,
+                table=roles.tables.get(name),
+                dimension=roles.dimensions.get(name),
+                side="candidate" if name in of_items else "request",
+            )
         channels = roles.channels(features) | {LABEL: tuple(self.tasks), MAP: ()}
         sequences = tuple(replace(own, length=hotness[own.features[0]]) for own in roles.sequences)
         for name, kind in self.tasks.items():

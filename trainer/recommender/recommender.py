@@ -13,7 +13,7 @@ import pandas as pd
 from data.errors import DataError, nearest, shown
 from data.spec.features import SCORE
 from trainer.process.startup import import_tensorflow
-from trainer.recommender.columns import frame_hint, require_mapping
+from trainer.recommender.columns import frame_hint, require_frame, require_mapping
 from trainer.recommender.interactions import Interactions
 from trainer.recommender.training import to_flags, train
 
@@ -244,6 +244,30 @@ class Recommender:
         )
         return list(zip(items[:k].tolist(), scores[:k].tolist(), strict=True))
 
+    def rank(self, request: Mapping[str, Any], candidates: pd.DataFrame | Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+        """Predicts for the candidates of a ranking request: one user, one context, many items.
+
+        The predictions are those of `predict` on rows with the request's values, but what the model computes from the
+        request alone is computed once.
+
+        Args:
+            request: value of the user's column and of each context column; values of columns of `users` override those
+                known from training.
+            candidates: the items, a frame or a mapping of columns to equally long lists, with the item's column.
+                Columns of `items` override those known from training; unknown columns are ignored.
+
+        Returns:
+            A frame with one row per candidate, in their order, and one column per task, and `score` with the option of that
+            name.
+
+        Raises:
+            DataError: if a column is missing, belongs to the other side, or holds invalid values; the message names it.
+        """
+        frame = candidates if isinstance(candidates, pd.DataFrame) else _frame_of(candidates)
+        require_frame(frame, "candidates")
+        predicted = self._fitted.predict_candidates(request, frame)
+        return pd.DataFrame(predicted, index=frame.index, columns=self._fitted.outputs)
+
     def save(self, folder: str | Path) -> None:
         """Saves the recommender to a folder of JSON, YAML, .npy and parquet files, replacing an earlier save.
 
@@ -298,6 +322,23 @@ class Recommender:
         if not chosen:
             raise DataError(f"score names no task; expected weights of {', '.join(outputs)}")
         return np.array([float(chosen.get(task, 0.0)) for task in outputs])
+
+
+def _frame_of(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Returns columns of equally long lists as a frame of objects."""
+    require_mapping(columns, "candidates", "{'item_id': [10, 11]}")
+    series = {}
+    for name, values in columns.items():
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise DataError(f"candidates: {name!r} is {shown(values)}; expected a list with a value per candidate")
+        series[name] = pd.Series(list(values), dtype=object)
+        first = next(iter(series))
+        if len(series[name]) != len(series[first]):
+            raise DataError(
+                f"candidates: {name!r} has {len(series[name])} values, and {first!r} has {len(series[first])}; "
+                "expected one per candidate"
+            )
+    return pd.DataFrame(series)
 
 
 def _path(method: str, folder: Any) -> Path:

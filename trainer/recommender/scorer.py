@@ -12,36 +12,38 @@ from data.errors import DataError
 from data.loading.batch import PAD
 from data.loading.lists import Lists
 from trainer.checkpoint.load_model import LoadedModel
-from trainer.layout import CategoricalInput, ModelInputs, VectorInput
+from trainer.layout import CategoricalInput, InputSchema, ModelInputs, VectorInput
 from trainer.tasks.score import predicted
 
+# Encoded features by name.
+Features = Mapping[str, Values] | pd.DataFrame
 # Rows per forward pass, which bounds the memory for activations.
 ROWS_AT_ONCE = 65_536
 
 
-class Scorer:
-    """Computes predictions with a trained model.
+class Assembler:
+    """Assembles the input matrices of a layout from features.
 
     Args:
-        saved: the model, whose tasks predict one number each.
+        layout: layout of the inputs of a model, or of one side of a ranking request.
     """
 
-    def __init__(self, saved: LoadedModel):
-        self._layout, self._tasks, self._score = saved.layout, saved.tasks, saved.score
-        layout = saved.layout
-        signature = ModelInputs(
+    def __init__(self, layout: InputSchema):
+        self._layout = layout
+
+    @property
+    def specs(self) -> ModelInputs:
+        """The types of the matrices as tensors, for any number of rows."""
+        layout = self._layout
+        return ModelInputs(
             tf.TensorSpec([None, layout.id_columns], tf.int32),
             tf.TensorSpec([None, len(layout.numerical)], tf.float32),
             tf.TensorSpec([None, layout.weight_columns], tf.float32),
             tf.TensorSpec([None, layout.number_columns], tf.float32),
             tf.TensorSpec([None, layout.vector_columns], tf.float32),
         )
-        # The row dimension is None, so that the function is traced only once.
-        self._forward = tf.function(
-            lambda inputs: saved.model.call(*inputs), input_signature=[signature], autograph=False
-        )
 
-    def matrices(self, features: Mapping[str, Values] | pd.DataFrame, rows: int) -> ModelInputs:
+    def matrices(self, features: Features, rows: int) -> ModelInputs:
         """Assembles the model's input matrices from features.
 
         Columns of features that are not given are 0, so the matrices of disjoint sets of features can be added up.
@@ -71,7 +73,7 @@ class Scorer:
         of_lists = (self._joined(own, lists, rows) for own in (weights, layout.sequence_numbers, layout.vector_places))
         return ModelInputs(ids, numerical, *of_lists)
 
-    def _lists(self, features: Mapping[str, Values] | pd.DataFrame) -> dict[str, Lists]:
+    def _lists(self, features: Features) -> dict[str, Lists]:
         """Returns the lists among the features, [rows, 1] each, after checking them."""
         layout = self._layout
         read: dict[str, Callable[[Values], np.ndarray]] = {
@@ -103,6 +105,26 @@ class Scorer:
         cut = lists[name].cut([width], keep_last=name in self._layout.newest_last)
         return cut.padded([width], padding)
 
+
+class Scorer(Assembler):
+    """Computes predictions with a trained model.
+
+    Args:
+        saved: the model, whose tasks predict one number each.
+    """
+
+    def __init__(self, saved: LoadedModel):
+        super().__init__(saved.layout)
+        self._tasks, self._score = saved.tasks, saved.score
+        self._sides = [Assembler(side) for side in saved.layout.sides]
+        # The row dimension is None, so that the functions are traced only once.
+        self._forward = tf.function(
+            lambda inputs: saved.model.call(*inputs), input_signature=[self.specs], autograph=False
+        )
+        self._rank = tf.function(
+            saved.model.rank, input_signature=[side.specs for side in self._sides], autograph=False
+        )
+
     def predict(self, inputs: ModelInputs) -> np.ndarray:
         """Predicts for input matrices as returned by `matrices`.
 
@@ -110,13 +132,41 @@ class Scorer:
             Predictions [rows, tasks] float64: probabilities of binary tasks, values of the others. If there is a score,
             it is one more column.
         """
+        return self._predicted(self._forward, inputs, inputs.numerical)
+
+    def rank(self, request: Features, candidates: Features, rows: int) -> np.ndarray:
+        """Predicts for the candidates of a request, like `predict` for rows with the features of both.
+
+        Args:
+            request: the features of the request, each with one value, as `matrices` takes them.
+            candidates: the features of candidates, each with a value for each of them.
+            rows: number of candidates.
+        """
+        once, each = (
+            side.matrices(features, number)
+            for side, features, number in zip(self._sides, (request, candidates), (1, rows), strict=True)
+        )
+        joined = np.concatenate([np.repeat(once.numerical, rows, axis=0), each.numerical], axis=1)
+        numerical = joined[:, self._layout.numerical_places]
+        return self._predicted(partial(self._rank, ModelInputs(*map(tf.constant, once))), each, numerical)
+
+    def _predicted(
+        self, forward: Callable[[ModelInputs], tf.Tensor], inputs: ModelInputs, numerical: np.ndarray
+    ) -> np.ndarray:
+        """Returns the predictions of rows, given a function that computes the logits of some of them.
+
+        Args:
+            forward: the function.
+            inputs: the input matrices of all rows.
+            numerical: all numerical features of the rows, [rows, numerical] float32.
+        """
         outputs = sum(task.width for task in self._tasks)
         blocks = [np.zeros((0, outputs), np.float32)]  # so that zero rows can be concatenated, too
         for start in range(0, len(inputs.ids), ROWS_AT_ONCE):
             block = ModelInputs(*(tf.constant(matrix[start : start + ROWS_AT_ONCE]) for matrix in inputs))
-            blocks.append(self._forward(block).numpy())
+            blocks.append(forward(block).numpy())
         logits = np.concatenate(blocks)
-        numbers = None if self._score is None else self._score.numbers(inputs.numerical)
+        numbers = None if self._score is None else self._score.numbers(numerical)
         return np.concatenate([*predicted(self._tasks, self._score, logits, numbers).values()], axis=1)
 
 

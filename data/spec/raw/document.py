@@ -59,7 +59,18 @@ from data.spec.document_values import (
     numpy_dtype,
     wrong_value,
 )
-from data.spec.features import CHANNELS, CHUNK_KEYS, SCORE, SECTIONS, Combiner, Feature, Missing, Wide, name_mistake
+from data.spec.features import (
+    CHANNELS,
+    CHUNK_KEYS,
+    SCORE,
+    SECTIONS,
+    Combiner,
+    Feature,
+    Missing,
+    Side,
+    Wide,
+    name_mistake,
+)
 from data.spec.raw.spec import Comparison, Keep, RawType, TimestampPart
 from data.spec.raw.values import WrittenCondition, read_condition, read_threshold, read_time, read_window
 
@@ -341,6 +352,7 @@ class RawFeatureKeys(TypedDict, total=False):
     table: Name
     wide: Annotated[Wide, expects_one_of(Wide)]
     serve: Annotated[Any, PlainValidator(_raw_value)]
+    side: Annotated[Side, expects_one_of(Side)]
     task: Annotated[TaskType, expects_one_of(TaskType)]
     loss_weight: Weight
     positive_weight: Weight

@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple, cast
 from data.errors import listed, shown
 from data.spec.document import Parts, Problem, SequencePart, path_of
 from data.spec.features import (
+    CANDIDATE,
     CATEGORICAL_CHANNELS,
     DIMENSION,
+    INPUT_CHANNELS,
     LABEL,
     LABEL_KEYS,
     LIST_KEYS,
@@ -21,6 +23,7 @@ from data.spec.features import (
     SCORE,
     SEQUENCE,
     SERVE,
+    SIDE,
     VECTOR,
     Feature,
     FeatureSequence,
@@ -56,6 +59,7 @@ from data.spec.raw.spec import (
     TargetRule,
     ThresholdRule,
     VocabularyRule,
+    added_by,
 )
 from data.spec.raw.values import MICROSECOND
 from data.spec.validators import (
@@ -71,6 +75,7 @@ from data.spec.validators import (
     check_sample_spaces,
     check_score,
     check_serve,
+    check_sides,
     check_tables,
     check_tasks,
 )
@@ -84,6 +89,7 @@ FEATURE_RULES = (
     check_sample_spaces,
     check_joint_names,
     check_serve,
+    check_sides,
     check_tables,
     check_list_weights,
     check_all_sequences,
@@ -91,7 +97,7 @@ FEATURE_RULES = (
     check_pretrained,
     check_score,
 )
-_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", DIMENSION, *LIST_KEYS, *LABEL_KEYS)
+_ENCODED_KEYS = ("cardinality", "embedding_dim", "table", "wide", SIDE, DIMENSION, *LIST_KEYS, *LABEL_KEYS)
 _LOOKED_UP_KEYS = (*PRETRAINED_KEYS, DIMENSION, "dtype")
 _READING_KEYS = ("column", "dtype", "format", "unit", "separator")
 # Encodings that give an id to each raw value.
@@ -626,6 +632,35 @@ class RawFeatures:
                 self._find_computed(name, "history" if "history" in keys else "count")
         for sequence in self.parts.sequences:
             self.problems.extend(self._check_histories(sequence))
+        self.problems.extend(self._check_sides())
+
+    def _check_sides(self) -> Iterator[Problem]:
+        """Checks that features read a raw column for one side, and that crosses of a candidate's values are its own."""
+        sides, first = self._sides(), dict[str, str]()
+        for name, reading in self.columns.readings.items():
+            if name in sides:
+                other = first.setdefault(reading.column, name)
+                if sides[name] != sides[other]:
+                    message = f"is {sides[name]}, and {sides[other]} for {shown(other)}, which reads the same column"
+                    yield Problem(feature_path(name, SIDE), f"{message}; write the same for both")
+        for name, rule in self.rules.items():
+            for other in rule.inputs if isinstance(rule, CrossRule) and sides.get(name) != CANDIDATE else ():
+                crossed = self.crossed.get((name, other))
+                read = other if crossed is None else first.get(crossed.column)
+                if name in sides and sides.get(read or "") == CANDIDATE:
+                    message = f"is request, and {shown(other)} is the candidate's; write {CANDIDATE}"
+                    yield Problem(feature_path(name, SIDE), message)
+
+    def _sides(self) -> dict[str, str]:
+        """Returns whose the features that are inputs are in a ranking request, by name, and those that make inputs."""
+        names = {
+            name
+            for name in self.parts.features
+            for made in (name, *(added_by(self.rules[name]) if name in self.rules else ()))
+            if self.channel_of.get(made) in INPUT_CHANNELS
+        }
+        sides: dict[str, str] = {name: self.parts.features[name].get("side", "request") for name in names}
+        return sides | {weights: sides[ids] for weights, ids in self.ids_of_weights.items() if ids in sides}
 
     def _find_computed(self, name: str, kind: Literal["history", "count"]) -> None:
         stated: Any = self.parts.features[name].get(kind)

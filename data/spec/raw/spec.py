@@ -204,6 +204,13 @@ Rule = (
 )
 
 
+def added_by(rule: Rule) -> tuple[str, ...]:
+    """Returns the names of the features that a rule makes: statistics of a label, or an indicator of missing values."""
+    if isinstance(rule, TargetRule):
+        return tuple(name for name in (rule.mean, rule.count) if name is not None)
+    return (rule.indicator,) if isinstance(rule, NumberRule) and rule.indicator is not None else ()
+
+
 # Columns that are computed from earlier rows of the log.
 
 

@@ -49,11 +49,12 @@ SMALL = {
 }
 
 
-def specification(without: tuple[str, ...] = (), *, weighted: bool = False) -> dict:
+def specification(without: tuple[str, ...] = (), *, weighted: bool = False, candidates: tuple[str, ...] = ()) -> dict:
     """A specification of these features and labels, whose test rows have none; the tags may have weights."""
     without = without if weighted else (*without, "tag_share")
     channels = {channel: [name for name in names if name not in without] for channel, names in CHANNELS.items()}
     features = {name: entry for name, entry in FEATURES.items() if name not in without}
+    features |= {name: features[name] | {"side": "candidate"} for name in candidates}
     if weighted:
         features["tags"] = features["tags"] | {"weights": "tag_share"}
     columns = {"train": [*features, *LABELS], "test": [*features]}
@@ -72,6 +73,7 @@ def write_run(
     *,
     without: tuple[str, ...] = (),
     weighted: bool = False,
+    candidates: tuple[str, ...] = (),
     encoders: Mapping[str, Encoder] | None = None,
     logit_maps: Mapping[str, LogitMap] | None = None,
     score: str | None = None,
@@ -79,8 +81,8 @@ def write_run(
 ) -> LoadedModel:
     """Makes a model and writes it to `folder`/model as a run does; returns what is read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = specification(without, weighted=weighted) | ({} if score is None else {"score": score})
-    spec = FeatureSpec.from_dict(document, folder)
+    document = specification(without, weighted=weighted, candidates=candidates)
+    spec = FeatureSpec.from_dict(document | ({} if score is None else {"score": score}), folder)
     widths = {feature.name: 4 for feature in (*spec.onehot, *spec.multihot)}
     options = model_options(**(SMALL | flags))
     model = build_model(options, input_schema(spec, widths), tasks_of(spec), compute_dtype="float32", seed=1)

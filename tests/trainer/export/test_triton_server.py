@@ -1,25 +1,19 @@
 """The documented commands: a Triton repository is exported, served unchanged by a real tritonserver, asked over HTTP.
 
-The binary is that of the package nvidia-pytriton, of which nothing is imported. It has the Python backend alone.
+The server is that of `benchmarks.triton_server`.
 """
 
 import importlib.util
 import json
-import os
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import sysconfig
-import time
 import urllib.error
 import urllib.request
-import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +21,11 @@ import numpy as np
 import pytest
 
 import export
+from benchmarks.triton_server import serving
 from tests.documented import bash_blocks
 from tests.helpers import ROOT
 from tests.trainer.export.models import draw_inputs, predicted, write_large_run, write_run
+from tests.trainer.export.test_ranking import CANDIDATES, request_and_rows
 from tests.trainer.export.test_raw import GIVEN, make_encoders, wanted_features
 from trainer.checkpoint.load_model import load_model
 
@@ -37,7 +33,7 @@ EXPORT, SERVE, ASK = (
     shlex.split(line, comments=True) for line in bash_blocks("docs/export.md", "Triton")[0].splitlines()
 )
 MODEL, RAW = "recommender_python", "recommender_raw"
-PATIENCE = 120  # seconds until the server must answer
+RANK, RANK_RAW = "recommender_rank", "recommender_rank_raw"
 
 
 @pytest.fixture(scope="module")
@@ -50,95 +46,30 @@ def package(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"nvidia-pytriton cannot be installed: {done.stderr.strip()[-300:]}")
-    return folder / "pytriton"
-
-
-def backends(package: Path, folder: Path) -> Path:
-    """A backend directory as tritonserver wants it: the package keeps the interpreters' stubs apart."""
-    server = package / "tritonserver"
-    shutil.copytree(server / "backends", folder / "backends")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends/python")
-    return folder / "backends"
-
-
-def interpreter(package: Path, folder: Path) -> Path:
-    """An interpreter with the NumPy that the backend was built for, and otherwise with the packages of this one."""
-    venv.create(folder, with_pip=False)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    for path in package.parent.glob("numpy*"):
-        shutil.copytree(path, packages / path.name)
-    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    return folder / "bin"
-
-
-def environment_of_the_server(package: Path, programs: Path) -> dict[str, str]:
-    """The stub runs the interpreter that is first on PATH, and needs its shared library."""
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(package.parent / "nvidia_pytriton.libs")]
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def wait_until_ready(url: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"tritonserver does not serve:\n{log.read_text()[-3000:]}")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The server's folder, to which the repository has been copied, and the model."""
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
-    model = write_run(here / "outbrain" / "checkpoints", encoders=make_encoders(), model="mmoe")
+    flags = {"encoders": make_encoders(), "candidates": CANDIDATES, "model": "mmoe"}
+    model = write_run(here / "outbrain" / "checkpoints", **flags)
     with chdir(here):
         assert EXPORT[:2] == ["python", "export.py"] and export.main(EXPORT[2:]) == 0
     shutil.copytree(here / "repository", there / "repository")
     return there, model
 
 
-@contextmanager
-def serving(package: Path, folder: Path, own: Path, programs: Path, models: Sequence[str]) -> Iterator[str]:
-    """Serves models of the repository in a folder; yields the URL. `own` is an empty folder for the server's files."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    options = ["--backend-directory", backends(package, own)]
-    options += ["--model-control-mode", "explicit", *(word for name in models for word in ("--load-model", name))]
-    options += ["--http-address", "127.0.0.1", "--http-port", port, "--allow-grpc", "false", "--allow-metrics", "false"]
-    log = own / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [package / "tritonserver" / "bin" / SERVE[0], *SERVE[1:], *options],
-            cwd=folder,
-            env=environment_of_the_server(package, programs),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if server.poll() is None:
-            server.terminate()
-            try:
-                server.wait(40)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
 @pytest.fixture(scope="module", params=["numpy of the backend", "other numpy"])
 def url(request, served, package, tmp_path_factory) -> Iterator[str]:
     folder, _ = served
+    fits = request.param == "numpy of the backend"  # the models of raw columns load only there
+    assert SERVE == ["tritonserver", "--model-repository", "repository"]
+    models = [MODEL, RANK, *([RAW, RANK_RAW] if fits else [])]
     own = tmp_path_factory.mktemp("server")
-    fits = request.param == "numpy of the backend"  # the model of raw columns loads only there
-    programs = interpreter(package, own / "python") if fits else Path(sys.executable).parent
-    with serving(package, folder, own, programs, [MODEL, RAW] if fits else [MODEL]) as address:
-        yield address
+    with serving(package, own, folder / SERVE[2], models, fits=fits) as url:
+        yield url
 
 
 def client(folder: Path) -> ModuleType:
@@ -203,6 +134,54 @@ def test_triton_serves_raw_columns(served, url):
 
 
 @pytest.mark.slow
+def test_triton_ranks_candidates_and_names_what_is_wrong(served, url):
+    folder, model = served
+    ask = client(folder).predict
+    for rows in (1, 300):
+        request, whole = request_and_rows(rows)
+        found, wanted = asked(ask, url, request, RANK), predicted(model, whole)
+        for task in wanted:
+            np.testing.assert_allclose(found[task], wanted[task], rtol=1e-6, atol=1e-6)
+    for change, words in (
+        ({"day": request["day"][:7]}, "tags has 300 rows, and day 7"),  # ragged lists of candidates
+        ({"age": np.zeros((2, 1), np.float32)}, "age"),  # two rows of the request
+        ({"user": np.full((1, 1), 500, np.int32)}, "out of data bounds"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            asked(ask, url, request | change, RANK)
+    for wrong, words in (
+        (lambda inputs: [one for one in inputs if one["name"] != "user"], "user"),
+        (lambda inputs: [one | {"datatype": "FP64"} for one in inputs], "FP64"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as answer:
+            urllib.request.urlopen(f"{url}/v2/models/{RANK}/infer", body_of(request, wrong))
+        assert answer.value.code == 400 and words in answer.value.read().decode()
+    assert asked(ask, url, request, RANK)["click"].shape == (300, 1)  # the server lives
+
+
+def body_of(request: dict[str, np.ndarray], change: Callable) -> bytes:
+    types = {"int32": "INT32", "float32": "FP32"}
+    inputs = [
+        {"name": name, "datatype": types[str(own.dtype)], "shape": own.shape, "data": own.tolist()}
+        for name, own in request.items()
+    ]
+    return json.dumps({"inputs": change(inputs)}).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["numpy of the backend"], indirect=True)
+def test_triton_ranks_raw_columns(served, url):
+    folder, model = served
+    rows = json.loads((folder / "repository" / "example_rank_raw.json").read_text())
+    assert {name: len(values) for name, values in rows.items()} == {"who": 1, "years": 1, "weekday": 2, "words": 2}
+    found = client(folder).predict(url, RANK_RAW, rows)
+    whole = {name: values * (2 // len(values)) for name, values in rows.items()}
+    wanted = client(folder).predict(url, RAW, whole)
+    for task in wanted:
+        np.testing.assert_allclose(found[task], wanted[task], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_client_can_be_run_as_a_program(served, url):
     folder, _ = served
     command = [sys.executable, "-S", *ASK[1:], "--url", url, "--model", MODEL]
@@ -224,7 +203,7 @@ def test_triton_serves_tables_of_3_gibibytes(package, tmp_path):
     own = tmp_path / "server"
     own.mkdir()
     ids = np.linspace(0, rows - 1, 64).astype(np.int32)[:, np.newaxis]
-    with serving(package, tmp_path, own, Path(sys.executable).parent, [MODEL]) as address:
+    with serving(package, own, tmp_path / "repository", [MODEL], fits=False) as address:
         found = asked(client(tmp_path).predict, address, {"user": ids})["click"]
     logits = load_model(tmp_path / "outbrain" / "checkpoints" / "model").model(ids, np.zeros((64, 0), np.float32))
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits.numpy())), rtol=0, atol=1e-5)

@@ -266,6 +266,28 @@ class RawEncoder:
         return np.take_along_axis(values, first[:, None] + np.arange(width), axis=1)
 
 
+class RequestEncoder:
+    """The encoders of a model of ranking requests.
+
+    Args:
+        folder: folder of `request` and `candidates`, with the encoders of what a request has once, and of what it has
+            for each candidate.
+    """
+
+    def __init__(self, folder: Path):
+        self._request, self._candidates = (RawEncoder(folder / side) for side in ("request", "candidates"))
+
+    def encode(self, raw: Mapping[str, np.ndarray]) -> Arrays:
+        """Encodes raw columns like `RawEncoder.encode`: one row of the request's, a row of the others by candidate."""
+        once = self._request.inputs
+        rows = next(len(raw[name]) for name in self._candidates.inputs if name not in once)
+        # Crosses of candidates read columns of the request, too.
+        columns = {
+            name: np.repeat(raw[name], rows, axis=0) if name in once else raw[name] for name in self._candidates.inputs
+        }
+        return self._request.encode({name: raw[name] for name in once}) | self._candidates.encode(columns)
+
+
 # By type: the place of each column, and the values of all.
 Singles = dict[str, tuple[dict[str, int], Values]]
 
