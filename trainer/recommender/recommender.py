@@ -257,8 +257,8 @@ class Recommender:
                 Columns of `items` override those known from training; unknown columns are ignored.
 
         Returns:
-            A frame with one row per candidate, in their order, and one column per task, and `score` with the option of that
-            name.
+            A frame with one row per candidate, in their order, and one column per task. With the option `score`, there
+            is one more output, `score`.
 
         Raises:
             DataError: if a column is missing, belongs to the other side, or holds invalid values; the message names it.
