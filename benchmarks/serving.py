@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 # Features of the candidates: every second text, and the last six numbers.
 CANDIDATES = (*TEXTS[::2], *NUMBERS[7:])
-# Texts that a vocabulary knows at most, and the width of all embeddings: in the size of published models.
-LARGEST, WIDTH = 100_000, 32
+# Texts that a vocabulary knows at most, for a quick export, and the width of all embeddings, that of DLRM on Criteo.
+LARGEST, WIDTH = 10_000, 128
 ROWS, RANKED = "rows", "ranked"
 WARM_UP = 10
 
