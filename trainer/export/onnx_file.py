@@ -123,8 +123,11 @@ def _function_of_tables(
     }
 
     def serve(features: dict[str, tf.Tensor], of_tables: list[list[tf.Tensor]]) -> dict[str, tf.Tensor]:
-        given = zip(tables.items(), of_tables, strict=True)
-        with reading_from(saved.model, {path: StoredTable(*own, unit=table.unit) for (path, table), own in given}):
+        given = {
+            path: StoredTable(own[0], own[1] if len(own) > 1 else None, table.unit)
+            for (path, table), own in zip(tables.items(), of_tables, strict=True)
+        }
+        with reading_from(saved.model, given):
             return function.python_function(features)
 
     return tf.function(serve, input_signature=[*function.input_signature, specs], autograph=False), arrays

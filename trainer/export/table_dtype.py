@@ -85,10 +85,11 @@ def store_tables(model: RankingModel, dtype: ExportDtype) -> None:
 
 def tables_of(model: RankingModel) -> dict[str, StoredTable]:
     """Returns all tables of a model as its exports store them, by the path of their variables."""
-    stored = model.embeddings.stored
-    return {
-        variable.path: stored.get(variable.path) or StoredTable(variable.value) for variable in _variables_of(model)
-    }
+    tables = {}
+    for variable in _variables_of(model):
+        stored = model.embeddings.stored.get(variable.path)
+        tables[variable.path] = stored if isinstance(stored, StoredTable) else StoredTable(variable.value)
+    return tables
 
 
 def exported_variables(model: RankingModel) -> list[tf.Variable]:
