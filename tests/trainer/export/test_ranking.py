@@ -41,7 +41,8 @@ def request_and_rows(rows: int = ROWS) -> tuple[dict[str, np.ndarray], dict[str,
 
 def compared(saved, rows: int = ROWS) -> ComparedRows:
     inputs = draw_inputs(rows)
-    return ComparedRows(inputs, predicted(saved, inputs), "rows")
+    numerical = np.concatenate([inputs[name] for name in saved.layout.numerical], axis=1)
+    return ComparedRows(inputs, predicted(saved, inputs), "rows", saved.score, numerical)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,18 @@ def test_candidates_may_have_numbers_alone(tmp_path):
     found = rank_function(saved)({name: own if name == "price" else own[:1] for name, own in rows.items()})
     for name, wanted in predicted(saved, rows).items():
         np.testing.assert_allclose(found[name], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_scores_read_numbers_of_both_sides(tmp_path):
+    """`age`, the candidate's, comes before the request's `price` in the model, and after it in a request."""
+    saved, rows = write_run(tmp_path, candidates=("day", "age"), score="click * age - price / 2"), draw_inputs(9)
+    found = rank_function(saved)({name: own if name in ("day", "age") else own[:1] for name, own in rows.items()})
+    wanted = found["click"].numpy() * rows["age"] - rows["price"][:1] / 2
+    np.testing.assert_allclose(found["score"], wanted, rtol=1e-6, atol=1e-6)
+    checks = list(write(tmp_path, saved, compared(saved)))
+    assert "score" in checks[1].wanted(checks[1].predict(checks[1].inputs), slice(None))
+    assert [check.name for check in checks] == ["signature serving_default", "signature serving_rank"]
+    assert all(largest_difference(check) < 2e-6 for check in checks)
 
 
 def test_without_sides_nothing_is_ranked(tmp_path):
