@@ -12,6 +12,7 @@ together take 7.4 GB (see `tables_gb`) and the process 10 GB, with 1 nearly twic
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -37,16 +38,14 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
     results: list[dict[str, object]] = []
     for index, growth in enumerate(arguments.growth):
         ratios = seconds[:, index] / seconds[:, 0]
-        trainer = runs[growth].trainer
-        tables = tuple(table.path for table in trainer.model.embeddings.weights)
-        held = [value for name, value in trainer.training.state.variables.items() if name.startswith(tables)]
+        held = runs[growth].trainer.training.state.tables.values()  # with their optimizer state
         results.append(
             {
                 "benchmark": "step with larger tables",
                 "growth": growth,
                 "batch": arguments.batch,
                 "width_divisor": arguments.width_divisor,
-                "tables_gb": round(sum(value.shape.num_elements() * value.dtype.size for value in held) / 1e9, 2),
+                "tables_gb": round(sum(math.prod(table.shape) * table.dtype.size for table in held) / 1e9, 2),
                 "step_ms": round(1000 * float(np.median(seconds[:, index]))),
                 "ratio": round(float(np.median(ratios)), 3),
                 "ratio_spread": np.round([ratios.min(), ratios.max()], 3).tolist(),
