@@ -12,7 +12,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${VENV:-$root/.venv}/bin/python
 [ -x "$python" ] || python=$(command -v python3) || { echo "gpu.sh: no Python found: run  bash scripts/setup.sh" >&2; exit 1; }
-needed="tensorflow keras numpy pandas pyarrow pydantic ruamel.yaml tqdm psutil"
+needed="tensorflow keras numpy pandas pyarrow pydantic ruamel.yaml scipy tqdm psutil"
 missing=$("$python" - $needed <<'PY'
 import sys
 from importlib.util import find_spec

@@ -35,7 +35,6 @@ NOT_NEEDED = (
     "matplotlib",
     "nvtabular",
     "merlin",
-    "scipy",
     "dask",
     "distributed",
     "jinja2",
@@ -207,7 +206,7 @@ def test_missing_packages_are_named(tmp_path):
     )
     assert ended.returncode == 1 and not ended.stdout
     assert (
-        f"{python} lacks tensorflow keras numpy pandas pyarrow pydantic ruamel.yaml tqdm psutil: install"
+        f"{python} lacks tensorflow keras numpy pandas pyarrow pydantic ruamel.yaml scipy tqdm psutil: install"
         in ended.stderr
     )
 
