@@ -15,7 +15,7 @@ import tensorflow as tf
 from tests.trainer.export.models import draw_inputs, predicted, write_run
 from tests.trainer.export.raw_samples import encoded_rows, make_layout, make_raw_spec
 from tests.trainer.export.test_raw import make_encoders
-from tests.trainer.export.test_raw_served import SERVED, FakeTensor
+from tests.trainer.export.test_raw_served import SERVED, fake_utils
 from trainer.export.comparison import Check, largest_difference
 from trainer.export.ports import inputs_of, named_inputs
 from trainer.export.ranking import RawSides, can_rank, rank_function
@@ -212,14 +212,7 @@ def repository(run, tmp_path_factory) -> tuple[Path, list[Check]]:
 
 def served(folder: Path, monkeypatch):
     """rank_model.py of a model's folder, loaded as Triton's Python backend does."""
-    utils = SimpleNamespace(
-        Tensor=FakeTensor,
-        TritonError=str,
-        TritonModelException=RuntimeError,
-        InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(tensors=output_tensors, error=error),
-        get_input_tensor_by_name=lambda request, name: FakeTensor(name, request[name]),
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_utils())
     monkeypatch.setattr(sys, "path", list(sys.path))
     description = importlib.util.spec_from_file_location("served_rank_model", folder / "1" / "model.py")
     module = importlib.util.module_from_spec(description)

@@ -79,17 +79,21 @@ class FakeSession:
         return [np.concatenate(list(features.values()), axis=1).sum(axis=1, keepdims=True, dtype=np.float64)]
 
 
-@pytest.fixture
-def model(encoders, monkeypatch):
-    """raw_model.py, loaded as Triton's Python backend does."""
-    utils = SimpleNamespace(
+def fake_utils() -> SimpleNamespace:
+    """What Triton's Python backend gives a model to import."""
+    return SimpleNamespace(
         Tensor=FakeTensor,
         TritonError=str,
         TritonModelException=RuntimeError,
         InferenceResponse=lambda output_tensors=(), error=None: SimpleNamespace(tensors=output_tensors, error=error),
         get_input_tensor_by_name=lambda request, name: FakeTensor(name, request[name]),
     )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+
+
+@pytest.fixture
+def model(encoders, monkeypatch):
+    """raw_model.py, loaded as Triton's Python backend does."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_utils())
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=FakeSession))
     monkeypatch.setattr(sys, "path", list(sys.path))
     description = importlib.util.spec_from_file_location("served_raw_model", SERVED / "raw_model.py")
