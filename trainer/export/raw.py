@@ -172,16 +172,15 @@ class RawEncoding(tf.Module):
     def _end(self, columns: Sequence[str], raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns which steps come after the last one that has a value in a column, [batch, length] bool."""
         lengths = [tf.shape(raw[name])[1] for name in columns]
-        for length in lengths[1:]:
-            tf.debugging.assert_equal(
-                length,
-                lengths[0],
-                f"the columns {', '.join(columns)} of a sequence need matrices of the same length",
-            )
-        null = tf.reduce_all(tf.stack([self._list(name, raw).null for name in columns]), axis=0)
+        message = f"the columns {', '.join(columns)} of a sequence need matrices of the same length"
+        checks = [tf.debugging.assert_equal(length, lengths[0], message) for length in lengths[1:]]
+        with tf.control_dependencies(checks):
+            # With the shortest length in all, no operation fails before the check and hides the names.
+            length = tf.reduce_min(tf.stack(lengths))
+        null = tf.reduce_all(tf.stack([self._list(name, raw).null[:, :length] for name in columns]), axis=0)
         # Null from here to the end: as many nulls follow, this one included, as there are places.
         following = tf.cumsum(tf.cast(null, tf.int32), axis=1, reverse=True)
-        return tf.equal(following, tf.range(lengths[0], 0, -1))
+        return tf.equal(following, tf.range(length, 0, -1))
 
     def _padding(self, encoder: Encoder, values: RawValues, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns which items of lists are padding, [batch, length] bool: the nulls, for weights those of their ids."""
