@@ -214,10 +214,10 @@ class Dense(keras.layers.Layer):
         if self.stacks is not None:
             # A shared input takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias, activation and
             # dropout also run on this matrix, before it is split into stacks.
-            kernel = tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
+            kernel = _beside(kernel)
             bias = None if bias is None else tf.reshape(bias, [-1])
         if isinstance(x, Parts):
-            x, kernel, bias = self._folded(x, kernel, bias)
+            x, kernel, bias = self._folded(x, bias)
         product = matmul(x, kernel, self.config.compute_dtype)
         if self.stacks is None:
             return self._activate(product, bias, context)
@@ -226,17 +226,23 @@ class Dense(keras.layers.Layer):
         # Moments are per stack, [stacks, 1, units], so normalization needs the stacks split first.
         return self._activate(self._split(product), None if bias is None else self._split(bias[tf.newaxis]), context)
 
-    def _folded(self, x: Parts, kernel: tf.Tensor, bias: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _folded(self, x: Parts, bias: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the input, kernel and bias of what rows do not share: what they share is computed once, as a bias.
 
         Args:
             x: the input.
-            kernel: [inputs, units] float32.
             bias: [units] float32; None if the layer has none.
         """
-        shared = matmul(x.shared, tf.gather(kernel, x.shared_places), self.config.compute_dtype)
-        total = tf.reshape(tf.cast(shared, tf.float32), [kernel.shape[1]])
-        return x.own, tf.gather(kernel, x.own_places), total if bias is None else total + bias
+        # Keras has made tensors of the places.
+        places = [tf.get_static_value(own) for own in (x.shared_places, x.own_places)]
+        # A graph that is being built gets the two parts of the kernel as constants: dividing it in every request would
+        # copy all of it.
+        with tf.init_scope():
+            kernel = self.kernel.value if self.stacks is None else _beside(self.kernel.value)
+            of_shared, of_own = (tf.gather(kernel, own) for own in places)
+        shared = matmul(x.shared, of_shared, self.config.compute_dtype)
+        total = tf.reshape(tf.cast(shared, tf.float32), [of_shared.shape[1]])
+        return x.own, of_own, total if bias is None else total + bias
 
     def _split(self, side_by_side: tf.Tensor) -> tf.Tensor:
         """Splits [batch, stacks * units] into [stacks, batch, units]."""
@@ -277,6 +283,11 @@ class Dense(keras.layers.Layer):
         if mask is None:
             return result
         return tf.where(mask.keep, result / (1 - config.dropout), tf.zeros((), result.dtype))
+
+
+def _beside(kernel: tf.Tensor) -> tf.Tensor:
+    """Returns the kernels of stacks, [stacks, inputs, units], side by side, [inputs, stacks * units]."""
+    return tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
 
 
 def is_stacked(x: tf.Tensor | Parts) -> bool:
