@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoint.load_model import LoadedModel
@@ -41,19 +42,31 @@ def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]
 def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInputs:
     """Concatenates the inputs of `inputs_of`, by name, to the model's input matrices."""
     rows = tf.shape(next(iter(features.values())))[0]
-    ids = [tf.zeros([rows, 0], tf.int32)] if not layout.categorical else []
-    for columns in layout.categorical:
-        values = features[columns.name]
-        # The model treats all negative ids as padding, which is invalid for single-id features. Without an id of unseen
-        # values, replace them by an id out of range, so that the lookup fails.
-        if not columns.multihot:
-            out_of_range = columns.cardinality if columns.unseen_id is None else columns.unseen_id
-            values = tf.where(values < 0, out_of_range, values)
-        if columns.unseen_id is not None:
-            values = tf.where(values >= columns.cardinality, columns.unseen_id, values)
-        ids.append(values)
+    ids = [features[columns.name] for columns in layout.categorical] or [tf.zeros([rows, 0], tf.int32)]
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
     weights = [features[columns.weights] for columns in layout.weighted] or [tf.zeros([rows, 0])]
     numbers = [features[name] for name in layout.sequence_numbers] or [tf.zeros([rows, 0])]
     vectors = [features[vector.name] for vector in layout.vectors] or [tf.zeros([rows, 0])]
-    return ModelInputs(*(tf.concat(columns, axis=1) for columns in (ids, numerical, weights, numbers, vectors)))
+    joined = (tf.concat(columns, axis=1) for columns in (ids, numerical, weights, numbers, vectors))
+    return _with_known_ids(layout, ModelInputs(*joined))
+
+
+def _with_known_ids(layout: InputSchema, inputs: ModelInputs) -> ModelInputs:
+    """Replaces ids out of range by those of unseen values, in all columns at once.
+
+    Without an id of unseen values, the lookup has to fail. The model treats all negative ids as padding, which is
+    invalid for single-id features: they become the id after the last one.
+    """
+    limits, columns = np.iinfo(np.int32), layout.categorical
+    per_feature = [
+        (
+            limits.min if own.multihot else 0,
+            limits.max if own.unseen_id is None else own.cardinality - 1,
+            own.cardinality if own.unseen_id is None else own.unseen_id,
+        )
+        for own in columns
+    ]
+    table = np.array(per_feature, np.int32).reshape(-1, 3)
+    lowest, highest, unseen = np.repeat(table, [own.hotness for own in columns], axis=0).T
+    is_known = (inputs.ids >= lowest) & (inputs.ids <= highest)
+    return inputs._replace(ids=tf.where(is_known, inputs.ids, unseen))

@@ -6,6 +6,7 @@ those of row-wise predictions, with a row for each candidate.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import tensorflow as tf
@@ -175,8 +176,13 @@ def _with_checked_rows(features: Features, own: Collection[str]) -> dict[str, tf
         features: the inputs by name.
         own: names of the inputs that have a row for each candidate.
     """
-    names = sorted(features, key=lambda name: name not in own)
-    counts = tf.stack([tf.shape(features[name])[0] for name in names])
+    names = sorted(features, key=lambda name: (name not in own, features[name].dtype.name))
+    # One operation for all inputs of a type: a request with many features has many small operations as it is.
+    shapes = [
+        tf.stack(tf.shape_n([features[name] for name in some]))
+        for _, some in groupby(names, key=lambda name: features[name].dtype)
+    ]
+    counts = tf.concat(shapes, axis=0)[:, 0]
     wanted = tf.where(tf.constant([name in own for name in names]), counts[0], 1)
     wrong = tf.argmax(tf.cast(counts != wanted, tf.int32))  # the first one
     name, count, expected = (tf.gather(own, wrong) for own in (tf.constant(names), counts, wanted))
