@@ -315,10 +315,12 @@ class EmbeddingTables(keras.layers.Layer):
                 deep.append(tf.zeros([tf.shape(ids)[0], 0, variable.shape[1]]))
                 continue
             numbers, of_ids = rows_and_weights
-            rows, columns = self._read(variable, numbers), sum(feature.hotness for feature in group.pooled)
-            deep.append(self._pool_columns(group, rows[:, :columns], of_ids[:, :columns]))
+            rows = self._read(variable, numbers)
             if group.in_sequences:
+                columns = sum(feature.hotness for feature in group.pooled)
                 steps.append(rows[:, columns:])
+                rows, of_ids = rows[:, :columns], of_ids[:, :columns]
+            deep.append(self._pool_columns(group, rows, of_ids))
         wide = []
         for index, variable in zip(self._wide_groups, self.wide_variables, strict=True):
             if (rows_and_weights := found[index]) is not None:
@@ -341,7 +343,8 @@ class EmbeddingTables(keras.layers.Layer):
         Returns:
             Row numbers [batch, columns] int64, and weights [batch, columns, 1] float32, 0 for padding.
         """
-        own = tf.concat([ids[:, feature.start : feature.stop] for feature in group.features], axis=1)
+        columns = np.concatenate([np.arange(feature.start, feature.stop) for feature in group.features])
+        own = tf.gather(ids, columns, axis=1)
         # An id outside of its table must fail, not read the next table of the group.
         rows = tf.where(own < group.column_sizes, tf.maximum(own, 0) + group.column_rows, group.rows)
         of_ids = tf.ones_like(own, tf.float32)

@@ -207,17 +207,18 @@ class Dense(keras.layers.Layer):
 
     def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
         """Applies the layer."""
-        kernel = self.kernel.value * self._weight_factor(context)
-        bias = None if self.bias is None else self.bias.value * self._weight_factor(context)
+        factor = self._weight_factor(context)
+        bias = None if self.bias is None else self.bias.value * factor
         if self.stacks is not None and is_stacked(x):
-            return self._activate(matmul(x, kernel, self.config.compute_dtype), bias, context)
-        if self.stacks is not None:
-            # A shared input takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias, activation and
-            # dropout also run on this matrix, before it is split into stacks.
-            kernel = _beside(kernel)
-            bias = None if bias is None else tf.reshape(bias, [-1])
+            return self._activate(matmul(x, self.kernel.value * factor, self.config.compute_dtype), bias, context)
+        # An input that stacks share takes a single product: [batch, inputs] @ [inputs, stacks * units]. Bias,
+        # activation and dropout also run on this matrix, before it is split into stacks.
+        if self.stacks is not None and bias is not None:
+            bias = tf.reshape(bias, [-1])
         if isinstance(x, Parts):
             x, kernel, bias = self._folded(x, bias)
+        else:
+            kernel = self._side_by_side(self.kernel.value * factor)
         product = matmul(x, kernel, self.config.compute_dtype)
         if self.stacks is None:
             return self._activate(product, bias, context)
@@ -238,11 +239,15 @@ class Dense(keras.layers.Layer):
         # A graph that is being built gets the two parts of the kernel as constants: dividing it in every request would
         # copy all of it.
         with tf.init_scope():
-            kernel = self.kernel.value if self.stacks is None else _beside(self.kernel.value)
-            of_shared, of_own = (tf.gather(kernel, own) for own in places)
+            kernel = self._side_by_side(self.kernel.value).numpy()
+        of_shared, of_own = (tf.constant(kernel[own]) for own in places)
         shared = matmul(x.shared, of_shared, self.config.compute_dtype)
         total = tf.reshape(tf.cast(shared, tf.float32), [of_shared.shape[1]])
         return x.own, of_own, total if bias is None else total + bias
+
+    def _side_by_side(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Returns the kernels of all stacks as one, [inputs, stacks * units]."""
+        return kernel if self.stacks is None else tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
 
     def _split(self, side_by_side: tf.Tensor) -> tf.Tensor:
         """Splits [batch, stacks * units] into [stacks, batch, units]."""
@@ -283,11 +288,6 @@ class Dense(keras.layers.Layer):
         if mask is None:
             return result
         return tf.where(mask.keep, result / (1 - config.dropout), tf.zeros((), result.dtype))
-
-
-def _beside(kernel: tf.Tensor) -> tf.Tensor:
-    """Returns the kernels of stacks, [stacks, inputs, units], side by side, [inputs, stacks * units]."""
-    return tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
 
 
 def is_stacked(x: tf.Tensor | Parts) -> bool:

@@ -209,7 +209,7 @@ class RankingModel(keras.Model):
         """Computes the logits of the candidates of a request, [candidates, outputs] float32, outside training.
 
         They are those of rows that have the request's inputs and those of a candidate, but what depends on the
-        request alone is computed once.
+        request alone is computed once. A graph made of this keeps the weights that the first layer has at that time.
 
         Args:
             request: the inputs that all candidates share, one row of the first layout of `InputSchema.sides`.
