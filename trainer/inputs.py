@@ -27,7 +27,6 @@ from data.memory import check_fits
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import SCORE, VALID
-from data.spec.score import find_mistake, parse_formula
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.mirror import place
 from trainer.checkpoint.run_state import RunState
@@ -50,7 +49,7 @@ from trainer.process.worker_env import WorkerEnv
 from trainer.raw_rows import read_spec, stored_name
 from trainer.recipe import HELD_OUT_SHARE
 from trainer.tasks.group import group_labels
-from trainer.tasks.score import Score
+from trainer.tasks.score import Score, with_score
 from trainer.tasks.shifts import logit_shifts, weighted_positives, without_negative_factor
 from trainer.tasks.task import tasks_of
 
@@ -161,7 +160,7 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     if agreed is None and earlier is not None and config.run.warm_start is not None:
         spec = earlier.ordered(spec)
     config.model.check_labels([label.name for label in spec.labels])
-    spec = _with_score(spec, config.training.score)
+    spec = with_score(spec, config.training.score)  # of --score or of the checkpoint
     _check_rows_are_kept(config)
     held_out, mapping = None, data.train_mapping
     if config.holds_out and VALID not in spec.sources:
@@ -200,15 +199,6 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     if not run.restores:
         _check_pretrained(spec)
     return replace(inputs, memory=check_memory(inputs.size(config), env))
-
-
-def _with_score(spec: FeatureSpec, formula: str | None) -> FeatureSpec:
-    """Return the specification with the formula of --score or of the checkpoint, if there is one, as its score."""
-    if formula is None:
-        return spec
-    if mistake := find_mistake(parse_formula(formula), spec.features.values(), spec.channel_of):
-        raise DataError(f"--score: {mistake}")
-    return replace(spec, score=formula)
 
 
 def _check_pretrained(spec: FeatureSpec) -> None:

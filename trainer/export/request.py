@@ -25,6 +25,7 @@ from trainer.checkpoint.schema import MAX_HOTNESS, WIDTH, ModelSchema
 from trainer.checkpoint.store import CHECKPOINTS
 from trainer.default_paths import default_path, local_path
 from trainer.export import FORMATS
+from trainer.tasks.score import Score, with_score
 
 # What a server does with an id outside [0, cardinality): take the feature's `unseen_id`, or fail.
 ExportPolicy = Literal["unseen", "error"]
@@ -56,6 +57,7 @@ class Request:
         oov_policy: what is done with ids outside [0, cardinality).
         dtype: type of the rows of embedding tables in the export.
         max_change: largest change of a prediction by `dtype`.
+        score: the score that the export has; None for none.
     """
 
     model: ChecksummedDir
@@ -65,6 +67,7 @@ class Request:
     oov_policy: ExportPolicy = "unseen"
     dtype: ExportDtype = "float32"
     max_change: float = MAX_CHANGE
+    score: Score | None = None
 
 
 def read_request(argv: Sequence[str] | None) -> Request:
@@ -76,7 +79,7 @@ def read_request(argv: Sequence[str] | None) -> Request:
     Raises:
         SystemExit: if the arguments are invalid.
         DataError: if the output exists or overlaps with an input, a required package is missing, the model does not fit
-            into the format, or the features of the dataset differ from the model's.
+            into the format, the formula of the score is wrong, or the features of the dataset differ from the model's.
         NoCheckpointError: if there is no model, or it is damaged.
     """
     arguments = _parser().parse(argv)
@@ -91,7 +94,14 @@ def read_request(argv: Sequence[str] | None) -> Request:
     _check_size(model, arguments.format)
     loader = None if arguments.dataset_path is None else _open_rows(arguments, spec)
     return Request(
-        model, output, arguments.format, loader, arguments.oov_policy, arguments.export_dtype, arguments.max_change
+        model,
+        output,
+        arguments.format,
+        loader,
+        arguments.oov_policy,
+        arguments.export_dtype,
+        arguments.max_change,
+        Score.of(with_score(spec, arguments.score)),
     )
 
 
@@ -132,6 +142,12 @@ def _parser() -> Parser:
         metavar="X",
         help="refuse the export if --export_dtype changes a prediction by more, on all rows of the mapping `test` of "
         "--dataset_path or on random rows (default: %(default)s)",
+    )
+    add(
+        "--score",
+        metavar="FORMULA",
+        help="formula of labels and numerical features, such as 'click * buy ** 0.5 * price', that adds the output "
+        "`score` (default: that of the model)",
     )
     parser.add_outside_paths()
     return parser

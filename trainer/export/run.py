@@ -49,7 +49,7 @@ def export(request: Request) -> None:
     """
     # Rounding differs on GPUs, so the comparison is made on the CPU.
     tf.config.set_visible_devices([], "GPU")
-    saved, tensors = with_tensor_names(read_model(request.model))
+    saved, tensors = with_tensor_names(replace(read_model(request.model), score=request.score))
     saved = with_oov_policy(saved, request.oov_policy)
     report = {"format": request.format, "export_dtype": request.dtype}
     if request.dtype != "float32":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import SCORE
-from data.spec.score import NEGATIVE, Formula, parse_formula
+from data.spec.score import NEGATIVE, Formula, FormulaError, find_mistake, parse_formula
 from trainer.lazy import tf
 from trainer.tasks.task import Task, logit_columns
 
@@ -107,6 +108,23 @@ class Score:
         values |= {name: numerical[:, column : column + 1] for name, column in self.numerical.items()}
         # A formula of a name alone must not be the same tensor as another output.
         return tf.identity(self.formula.evaluate(values, lambda number: tf.constant(number, tf.float32), _of_tensors()))
+
+
+def with_score(spec: FeatureSpec, formula: str | None) -> FeatureSpec:
+    """Returns a specification with the formula of --score as its score, or unchanged without one.
+
+    Raises:
+        DataError: if the formula is malformed, or names what it cannot read.
+    """
+    if formula is None:
+        return spec
+    try:
+        mistake = find_mistake(parse_formula(formula), spec.features.values(), spec.channel_of)
+    except FormulaError as error:
+        raise DataError(f"--score: {error}") from error
+    if mistake:
+        raise DataError(f"--score: {mistake}")
+    return replace(spec, score=formula)
 
 
 def predicted(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -113,6 +114,8 @@ def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, mon
     assert "did you mean --model_dir?" in error_of(2, run, out, *savedmodel, "--modeldir", "x")
     assert "already exists" in error_of(2, run, full, *savedmodel)
     assert "no valid model in" in error_of(4, tmp_path, out, *savedmodel)
+    assert "--score: at character 1: 'clik' is not in" in error_of(2, run, out, *savedmodel, "--score", "clik")
+    assert "--score: the formula ends where" in error_of(2, run, out, *savedmodel, "--score", "click *")
     document = yaml.safe_load((dataset / "feature_spec.yaml").read_text())
     document["feature_spec"]["user"]["cardinality"] = 501
     (tmp_path / "feature_spec.yaml").write_text(yaml.safe_dump(document))
@@ -124,6 +127,17 @@ def test_errors_are_reported_before_tensorflow_loads(run, dataset, tmp_path, mon
         assert "needs tf2onnx, onnx, onnxruntime, not installed here: uv pip install" in message
         assert "-r requirements/export.txt" in message
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["full"]
+
+
+@pytest.mark.parametrize("of_model", [None, "click * age"])
+def test_an_export_may_have_another_score(of_model, tmp_path):
+    write_run(tmp_path / "run", score=of_model)
+    words = arguments(tmp_path / "run", tmp_path / "out", "--format", "savedmodel", "--score", "click - 2 * price")
+    assert export.main(words) == 0
+    predict, inputs = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"], draw_inputs(9)  # noqa: TID251
+    found = predict(**{name: tf.constant(values) for name, values in inputs.items()})
+    assert sorted(found) == ["click", "score", "spend", "topic"]
+    np.testing.assert_allclose(found["score"], found["click"].numpy() - 2 * inputs["price"], rtol=1e-6)
 
 
 def test_the_dataset_may_lie_outside_if_allowed(run, dataset, tmp_path):
