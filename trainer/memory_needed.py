@@ -29,6 +29,7 @@ from trainer.step_memory import RunSize, StepMemory
 TABLES_SHOWN = 3
 MOST_WORKERS = 1 << 16
 NO_TABLES = HostTables()
+OF_HOST_TABLES = ("tables in host memory", "their optimizer state")
 HEADROOM = 0.1  # share of a device's memory that is left once tables are moved to the host's, for a cache of their rows
 _FLOAT_BYTES = 4
 
@@ -119,8 +120,8 @@ def memory_needed(
         Part("evaluation", steps.evaluation()),
     ]
     if on_host:
-        parts.append(Part("tables in host memory", sum(table.weight_bytes for table in on_host)))
-        parts.append(Part("their optimizer state", sum(table.state_bytes for table in on_host)))
+        of_tables = sum(table.weight_bytes for table in on_host), sum(table.state_bytes for table in on_host)
+        parts += [Part(name, size) for name, size in zip(OF_HOST_TABLES, of_tables, strict=True)]
     if on_host and options.run.trains:
         cached = sum(table.bytes * host.places(table.rows) // table.rows for table in on_host)
         parts.append(Part("cache of their rows", cached, on_device=True))
@@ -187,7 +188,7 @@ def check_memory(run: RunSize, launch: WorkerEnv) -> MemoryNeeded | None:
     host = place_tables(run, launch.size, sharded=sharded, device_bytes=None)
     needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=on_gpu, host=host)
     if not on_gpu:
-        check_available(run, needed, launch, available)
+        check_available(run, needed, launch, available, host=host)
     return needed
 
 
@@ -207,12 +208,18 @@ def check_devices(
         DataError: the memory is exceeded; see `check_available`.
     """
     needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=True, host=host)
-    check_available(run, needed.where(on_device=True), launch, device_bytes, device="the GPU")
-    check_available(run, needed.where(on_device=False), launch, available_memory(launch.local_size))
+    check_available(run, needed.where(on_device=True), launch, device_bytes, device="the GPU", host=host)
+    check_available(run, needed.where(on_device=False), launch, available_memory(launch.local_size), host=host)
 
 
 def check_available(
-    run: RunSize, needed: MemoryNeeded, launch: WorkerEnv, available: int, *, device: str | None = None
+    run: RunSize,
+    needed: MemoryNeeded,
+    launch: WorkerEnv,
+    available: int,
+    *,
+    device: str | None = None,
+    host: HostTables = NO_TABLES,
 ) -> None:
     """Compare an estimate with the memory that there is.
 
@@ -223,6 +230,7 @@ def check_available(
         available: bytes that this worker can still allocate.
         device: the device whose memory it is, for the message; None for that of the host, of which this process already
             holds some.
+        host: the tables in host memory.
 
     Raises:
         DataError: `needed` exceeds it; the message names the parts, the largest tables, what to change, and how many
@@ -231,13 +239,15 @@ def check_available(
     limit = available if device else available + resident_bytes()
     if needed.bytes <= limit:
         return
-    workers = workers_that_hold(run, limit, on_device=device is not None)
+    workers = workers_that_hold(run, limit, on_device=device is not None, host=host)
     largest = sorted(needed.tables, key=lambda table: table.bytes, reverse=True)[:TABLES_SHOWN]
     tables = f"; largest tables: {', '.join(map(str, largest))}" if largest else ""
     each = f" to each of {launch.local_size} workers on this host" if not device and launch.local_size > 1 else ""
     what = f"the run needs {in_gibibytes(needed.bytes)} of memory {f'on {device}' if device else 'per worker'}"
+    may_move = device is not None and not host.groups.issuperset(large_groups(run.options, run.layout, run.outputs))
+    moving = "; or keep large tables in host memory (--table_placement host)" if may_move else ""
     raise DataError(
-        f"{what} ({needed}{tables}), and {in_gibibytes(limit)} are available{each}; {_fix(needed, workers)}"
+        f"{what} ({needed}{tables}), and {in_gibibytes(limit)} are available{each}; {_fix(needed, workers)}{moving}"
     )
 
 
@@ -247,20 +257,21 @@ def resident_bytes() -> int:
     return resident
 
 
-def workers_that_hold(run: RunSize, limit: int, *, on_device: bool) -> int | None:
+def workers_that_hold(run: RunSize, limit: int, *, on_device: bool, host: HostTables = NO_TABLES) -> int | None:
     """Return the smallest number of workers that hold a run, with sharded tables if there are several.
 
     Args:
         run: the run.
         limit: bytes of memory of each of them.
         on_device: whether it is the memory of a GPU.
+        host: the tables in host memory.
 
     Returns:
         The number; None if MOST_WORKERS are too few, as each of them holds the rest of the model.
     """
 
     def fits(workers: int) -> bool:
-        needed = memory_needed(run, workers, sharded=workers > 1, on_gpu=on_device)
+        needed = memory_needed(run, workers, sharded=workers > 1, on_gpu=on_device, host=host)
         return (needed.where(on_device=True) if on_device else needed).bytes <= limit
 
     low, high = 0, 1  # `low` workers are too few
@@ -277,7 +288,7 @@ def workers_that_hold(run: RunSize, limit: int, *, on_device: bool) -> int | Non
 def _fix(needed: MemoryNeeded, workers: int | None) -> str:
     """Return what to change, beginning with what takes most."""
     tables = sum(table.bytes for table in needed.tables)
-    of_weights = ("tables", "optimizer state", "dense weights", "dense gradients")
+    of_weights = ("tables", "optimizer state", "dense weights", "dense gradients", *OF_HOST_TABLES)
     weights = sum(part.bytes for part in needed.parts if part.name in of_weights)
     narrower = "narrower embeddings (--embedding_sizes_file, or embedding_dim in the specification)"
     smaller = "a smaller batch (--global_batch_size, --eval_batch_size)"
