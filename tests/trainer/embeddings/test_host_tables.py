@@ -20,6 +20,7 @@ from trainer.checkpoint.load_model import load_model
 from trainer.checkpoint.state import TrainState
 from trainer.checkpoint.store import CheckpointStore
 from trainer.comm import SingleWorker
+from trainer.embeddings.exchange import plan_exchange
 from trainer.embeddings.placement import HostTables
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.table_state import HostState
@@ -147,6 +148,8 @@ def test_workers_exchange_rows_of_host_tables(sharded, batches):
     def work(comm: LocalWorker, host: HostTables | None) -> tuple[list[np.ndarray], TrainStep]:
         shards = Shards(comm.rank, comm.size, comm.exchange_values, smallest=50) if sharded else None
         model = make_model(layout=LAYOUT, wide_part=True, shards=shards, host=host)
+        plan = plan_exchange(model.embeddings, 16, comm.size, "whole")
+        assert host is None or "whole" not in [plan[path] for path in model.embeddings.cache_places if path in plan]
         step = make_step(model, comm=comm, table_exchange="rows")
         losses = [
             run_eagerly(step, share_of(batch, comm.rank, comm.size), number).losses.numpy()
