@@ -15,11 +15,12 @@ from data.spec.features import LABEL
 from trainer.checkpoint.state import TrainState
 from trainer.comm import Comm, connect
 from trainer.config import Options
+from trainer.embeddings.placement import HostTables
 from trainer.embeddings.shards import Shards
 from trainer.inputs import Inputs
 from trainer.layout import InputSchema
 from trainer.logging.profiling import start_timeline
-from trainer.memory_needed import check_devices
+from trainer.memory_needed import check_devices, place_tables
 from trainer.model_size import shards_tables
 from trainer.models import build_model
 from trainer.models.ranking import RankingModel
@@ -34,6 +35,7 @@ from trainer.process.affinity import set_affinity
 from trainer.process.device import compiles_passes, gpu_memory, on_gpu
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.step import TrainStep
+from trainer.step_memory import RunSize
 from trainer.tasks.best_constant import best_constants
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS, LossWeighting
 from trainer.tasks.shifts import without_negative_factor
@@ -75,9 +77,11 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
     tasks = tasks_of(data.spec)
     shards = _shards(config, data.layout, sum(task.width for task in tasks), comm)
     device_bytes = gpu_memory() if on_gpu() else None  # which is not known before TensorFlow is imported
+    run, is_sharded = data.size(config), shards is not None
+    host = _host_tables(run, comm, sharded=is_sharded, device_bytes=device_bytes)
     if device_bytes is not None:
         launch = read_worker_env(os.environ)
-        check_devices(data.size(config), launch, sharded=shards is not None, device_bytes=device_bytes)
+        check_devices(run, launch, sharded=is_sharded, device_bytes=device_bytes, host=host)
     return build_model(
         config.model,
         data.layout,
@@ -85,6 +89,7 @@ def make_model(config: Options, data: Inputs, comm: Comm) -> RankingModel:
         compute_dtype=runtime.compute_dtype(config.training),
         seed=config.training.seed,
         shards=shards,
+        host=host,
         restored=config.run.restores,
     )
 
@@ -97,6 +102,16 @@ def _shards(config: Options, layout: InputSchema, outputs: int, comm: Comm) -> S
     # Hosts may have different amounts of memory, but all workers have to shard if one does.
     workers_for_shards = comm.sum_array(np.array([wanted], np.int64))[0]
     return Shards(comm.rank, comm.size, comm.exchange_values) if workers_for_shards else None
+
+
+def _host_tables(run: RunSize, comm: Comm, *, sharded: bool, device_bytes: int | None) -> HostTables:
+    """Return the tables that are in host memory: on all workers those of the worker that has most. A collective."""
+    own = place_tables(run, comm.size, sharded=sharded, device_bytes=device_bytes)
+    # Devices may have different amounts of memory. All workers move the same groups first, so the most are a union.
+    counts = comm.gather_rows(np.array([len(own.groups)], np.int64))
+    if counts.max() == len(own.groups):
+        return own
+    return place_tables(run, comm.size, sharded=sharded, device_bytes=device_bytes, at_least=int(counts.max()))
 
 
 def start_at_base_rates(config: Options, model: RankingModel, spec: FeatureSpec) -> None:
@@ -150,7 +165,13 @@ def make_training(
     groups = _deep_group(config, model, schedule, weighting), *_wide_groups(config, model)
     average = MovingAverage(options.ema_momentum) if options.ema_momentum else None
     compiled = compiles_passes(options.xla)
-    optimizer = Optimizer(*groups, average=average, restored=config.run.restores, compiled=compiled)
+    optimizer = Optimizer(
+        *groups,
+        average=average,
+        restored=config.run.restores,
+        compiled=compiled,
+        cached=model.embeddings.cache_places,
+    )
     loss_scale = LossScale(dynamic=runtime.compute_dtype(options) == "float16")
     step = TrainStep(model, optimizer, weighting, loss_scale, options, comm, batch_rows)
     # A table's optimizer state has the rows of the table: it is sharded, saved and restored like it.

@@ -162,7 +162,8 @@ class HorovodWorkers:
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
         """Broadcasts rank 0's values one variable at a time, each under a name that all workers agree on."""
         for index, variable in enumerate(variables):
-            variable.assign(self._hvd.broadcast(tf.convert_to_tensor(variable), 0, name=f"variable.{index}"))
+            with tf.device(variable.device):  # a table in host memory stays there
+                variable.assign(self._hvd.broadcast(tf.convert_to_tensor(variable), 0, name=f"variable.{index}"))
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """Sums the tensors with one grouped all-reduce."""

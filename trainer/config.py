@@ -379,6 +379,11 @@ class TrainingOptions(Section):
         "training is expected to be faster with shards, or a worker cannot hold all rows",
         bare="on",
     )
+    table_placement: Literal["auto", "device", "host"] = option(
+        "auto",
+        "memory of large embedding tables; device: where steps are computed; host: the host's, with a cache of "
+        "frequent rows on the device; auto: the device's while they fit, and the host's for the largest that do not",
+    )
     table_exchange: Literal["auto", "whole", "rows"] = option(
         "auto",
         "how workers sum the gradients of embedding tables that are not sharded: whole tables, the rows that a batch "

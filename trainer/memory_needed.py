@@ -5,16 +5,18 @@ activations of training and the batches of evaluation: neither TensorFlow's allo
 memory to the system. docs/performance.md compares the sum with measured peaks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
 from data.errors import DataError
 from data.memory import available_memory, in_gibibytes
 from trainer.checkpoint.background_writer import COPIED_BYTES
+from trainer.embeddings.placement import HostTables
 from trainer.model_size import (
     TableSize,
     dense_weights,
+    large_groups,
     may_use_gpu,
     rules_of,
     shards_tables,
@@ -26,6 +28,9 @@ from trainer.step_memory import RunSize, StepMemory
 
 TABLES_SHOWN = 3
 MOST_WORKERS = 1 << 16
+NO_TABLES = HostTables()
+OF_HOST_TABLES = ("tables in host memory", "their optimizer state")
+HEADROOM = 0.1  # share of a device's memory that is left once tables are moved to the host's, for a cache of their rows
 _FLOAT_BYTES = 4
 
 # Measured on the CPU build: interpreter, shared libraries of TensorFlow, Keras and Arrow, and the graphs of a model.
@@ -71,7 +76,8 @@ class MemoryNeeded:
     def where(self, *, on_device: bool) -> "MemoryNeeded":
         """Returns the parts that are on a GPU, or those that are not."""
         return MemoryNeeded(
-            tuple(part for part in self.parts if part.on_device == on_device), self.tables if on_device else ()
+            tuple(part for part in self.parts if part.on_device == on_device),
+            tuple(table for table in self.tables if table.on_host != on_device),
         )
 
     def __str__(self) -> str:
@@ -79,7 +85,9 @@ class MemoryNeeded:
         return ", ".join(f"{part.name} {in_gibibytes(part.bytes)}" for part in shown)
 
 
-def memory_needed(run: RunSize, workers: int, *, sharded: bool, on_gpu: bool = False) -> MemoryNeeded:
+def memory_needed(
+    run: RunSize, workers: int, *, sharded: bool, on_gpu: bool = False, host: HostTables = NO_TABLES
+) -> MemoryNeeded:
     """Estimate the memory of each of so many workers.
 
     Args:
@@ -87,9 +95,11 @@ def memory_needed(run: RunSize, workers: int, *, sharded: bool, on_gpu: bool = F
         workers: number of workers, which divide the global batch.
         sharded: whether large tables are sharded over them.
         on_gpu: whether they compute on GPUs.
+        host: the tables in host memory.
     """
     options = run.options
-    tables = tuple(table_sizes(options, run.layout, run.outputs, workers if sharded else 1))
+    tables = tuple(table_sizes(options, run.layout, run.outputs, workers if sharded else 1, host.groups))
+    on_device, on_host = ([table for table in tables if table.on_host == hosted] for hosted in (False, True))
     dense = _FLOAT_BYTES * dense_weights(options.model, run.layout, run.tasks)
     state = dense * (len(rules_of(options)[0].slots) + weight_copies(options))
     weights = sum(table.weight_bytes for table in tables) + dense
@@ -97,8 +107,8 @@ def memory_needed(run: RunSize, workers: int, *, sharded: bool, on_gpu: bool = F
     of_step = steps.activations(), steps.gradients(), dense * steps.dense_copies(), steps.unpacked()
     parts = [
         Part("TensorFlow and the program", PROGRAM_BYTES + (HOROVOD_BYTES if workers > 1 else 0)),
-        Part("tables", sum(table.weight_bytes for table in tables), on_device=True),
-        Part("optimizer state", sum(table.state_bytes for table in tables) + state, on_device=True),
+        Part("tables", sum(table.weight_bytes for table in on_device), on_device=True),
+        Part("optimizer state", sum(table.state_bytes for table in on_device) + state, on_device=True),
         Part("dense weights", dense, on_device=True),
         Part("activations", of_step[0], on_device=True),
         Part("gradients", of_step[1], on_device=True),
@@ -109,9 +119,51 @@ def memory_needed(run: RunSize, workers: int, *, sharded: bool, on_gpu: bool = F
         Part("loader", steps.loader()),
         Part("evaluation", steps.evaluation()),
     ]
+    if on_host:
+        of_tables = sum(table.weight_bytes for table in on_host), sum(table.state_bytes for table in on_host)
+        parts += [Part(name, size) for name, size in zip(OF_HOST_TABLES, of_tables, strict=True)]
+    if on_host and options.run.trains:
+        cached = sum(table.bytes * host.places(table.rows) // table.rows for table in on_host)
+        parts.append(Part("cache of their rows", cached, on_device=True))
     if options.run.trains and not options.run.benchmark:
         parts.append(Part("checkpoint", min(COPIED_BYTES, weights)))
     return MemoryNeeded(tuple(parts), tables)
+
+
+def place_tables(
+    run: RunSize, workers: int, *, sharded: bool, device_bytes: int | None, at_least: int = 0
+) -> HostTables:
+    """Choose the tables that are in host memory, and how many of their rows the device caches.
+
+    `--table_placement auto` leaves all tables on the device if they fit. Otherwise, groups of large tables go to host
+    memory, the largest one first, until the device keeps HEADROOM of its memory. Half of what is left is for the cache.
+
+    Args:
+        run: the run.
+        workers: number of workers, which divide the global batch.
+        sharded: whether large tables are sharded over them.
+        device_bytes: memory of this worker's GPU that TensorFlow may use; None if it computes on a CPU, or if it is not
+            known yet: `auto` is then the same as `device`.
+        at_least: number of groups that are in host memory at least, as they are on other workers.
+    """
+    placement, on_gpu = run.options.training.table_placement, device_bytes is not None
+    if placement == "device" or (placement == "auto" and device_bytes is None):
+        return NO_TABLES
+
+    def left(host: HostTables) -> float:
+        needed = memory_needed(run, workers, sharded=sharded, on_gpu=on_gpu, host=host)
+        return (device_bytes or 0) - needed.where(on_device=True).bytes
+
+    names = large_groups(run.options, run.layout, run.outputs, workers if sharded else 1)
+    if placement == "auto" and not at_least and left(NO_TABLES) >= 0:
+        return NO_TABLES
+    first = len(names) if placement == "host" else min(max(1, at_least), len(names))
+    choices = [HostTables(frozenset(names[:count])) for count in range(first, len(names) + 1)]
+    fitting = (host for host in choices if left(host) >= HEADROOM * (device_bytes or 0))
+    host = next(fitting, choices[-1])
+    of_host = memory_needed(run, workers, sharded=sharded, on_gpu=on_gpu, host=host).where(on_device=False)
+    total = sum(table.bytes for table in of_host.tables)
+    return replace(host, cached_share=min(1.0, max(0.0, left(host)) / 2 / total)) if total else host
 
 
 def check_memory(run: RunSize, launch: WorkerEnv) -> MemoryNeeded | None:
@@ -133,13 +185,16 @@ def check_memory(run: RunSize, launch: WorkerEnv) -> MemoryNeeded | None:
         return None
     on_gpu, available = may_use_gpu(run.options.training.cpu), available_memory(launch.local_size)
     sharded = shards_tables(run.options, run.layout, run.outputs, launch, None if on_gpu else available)
-    needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=on_gpu)
+    host = place_tables(run, launch.size, sharded=sharded, device_bytes=None)
+    needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=on_gpu, host=host)
     if not on_gpu:
-        check_available(run, needed, launch, available)
+        check_available(run, needed, launch, available, host=host)
     return needed
 
 
-def check_devices(run: RunSize, launch: WorkerEnv, *, sharded: bool, device_bytes: int) -> None:
+def check_devices(
+    run: RunSize, launch: WorkerEnv, *, sharded: bool, device_bytes: int, host: HostTables = NO_TABLES
+) -> None:
     """Check that GPUs and hosts have the memory of a run, before its variables are created.
 
     Args:
@@ -147,17 +202,24 @@ def check_devices(run: RunSize, launch: WorkerEnv, *, sharded: bool, device_byte
         launch: rank and size of this process as its launcher announced them.
         sharded: whether large tables are sharded over the workers.
         device_bytes: memory of this worker's GPU that TensorFlow may use.
+        host: the tables in host memory.
 
     Raises:
         DataError: the memory is exceeded; see `check_available`.
     """
-    needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=True)
-    check_available(run, needed.where(on_device=True), launch, device_bytes, device="the GPU")
-    check_available(run, needed.where(on_device=False), launch, available_memory(launch.local_size))
+    needed = memory_needed(run, launch.size, sharded=sharded, on_gpu=True, host=host)
+    check_available(run, needed.where(on_device=True), launch, device_bytes, device="the GPU", host=host)
+    check_available(run, needed.where(on_device=False), launch, available_memory(launch.local_size), host=host)
 
 
 def check_available(
-    run: RunSize, needed: MemoryNeeded, launch: WorkerEnv, available: int, *, device: str | None = None
+    run: RunSize,
+    needed: MemoryNeeded,
+    launch: WorkerEnv,
+    available: int,
+    *,
+    device: str | None = None,
+    host: HostTables = NO_TABLES,
 ) -> None:
     """Compare an estimate with the memory that there is.
 
@@ -168,6 +230,7 @@ def check_available(
         available: bytes that this worker can still allocate.
         device: the device whose memory it is, for the message; None for that of the host, of which this process already
             holds some.
+        host: the tables in host memory.
 
     Raises:
         DataError: `needed` exceeds it; the message names the parts, the largest tables, what to change, and how many
@@ -176,13 +239,15 @@ def check_available(
     limit = available if device else available + resident_bytes()
     if needed.bytes <= limit:
         return
-    workers = workers_that_hold(run, limit, on_device=device is not None)
+    workers = workers_that_hold(run, limit, on_device=device is not None, host=host)
     largest = sorted(needed.tables, key=lambda table: table.bytes, reverse=True)[:TABLES_SHOWN]
     tables = f"; largest tables: {', '.join(map(str, largest))}" if largest else ""
     each = f" to each of {launch.local_size} workers on this host" if not device and launch.local_size > 1 else ""
     what = f"the run needs {in_gibibytes(needed.bytes)} of memory {f'on {device}' if device else 'per worker'}"
+    may_move = device is not None and not host.groups.issuperset(large_groups(run.options, run.layout, run.outputs))
+    moving = "; or keep large tables in host memory (--table_placement host)" if may_move else ""
     raise DataError(
-        f"{what} ({needed}{tables}), and {in_gibibytes(limit)} are available{each}; {_fix(needed, workers)}"
+        f"{what} ({needed}{tables}), and {in_gibibytes(limit)} are available{each}; {_fix(needed, workers)}{moving}"
     )
 
 
@@ -192,20 +257,21 @@ def resident_bytes() -> int:
     return resident
 
 
-def workers_that_hold(run: RunSize, limit: int, *, on_device: bool) -> int | None:
+def workers_that_hold(run: RunSize, limit: int, *, on_device: bool, host: HostTables = NO_TABLES) -> int | None:
     """Return the smallest number of workers that hold a run, with sharded tables if there are several.
 
     Args:
         run: the run.
         limit: bytes of memory of each of them.
         on_device: whether it is the memory of a GPU.
+        host: the tables in host memory.
 
     Returns:
         The number; None if MOST_WORKERS are too few, as each of them holds the rest of the model.
     """
 
     def fits(workers: int) -> bool:
-        needed = memory_needed(run, workers, sharded=workers > 1, on_gpu=on_device)
+        needed = memory_needed(run, workers, sharded=workers > 1, on_gpu=on_device, host=host)
         return (needed.where(on_device=True) if on_device else needed).bytes <= limit
 
     low, high = 0, 1  # `low` workers are too few
@@ -222,7 +288,7 @@ def workers_that_hold(run: RunSize, limit: int, *, on_device: bool) -> int | Non
 def _fix(needed: MemoryNeeded, workers: int | None) -> str:
     """Return what to change, beginning with what takes most."""
     tables = sum(table.bytes for table in needed.tables)
-    of_weights = ("tables", "optimizer state", "dense weights", "dense gradients")
+    of_weights = ("tables", "optimizer state", "dense weights", "dense gradients", *OF_HOST_TABLES)
     weights = sum(part.bytes for part in needed.parts if part.name in of_weights)
     narrower = "narrower embeddings (--embedding_sizes_file, or embedding_dim in the specification)"
     smaller = "a smaller batch (--global_batch_size, --eval_batch_size)"

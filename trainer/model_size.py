@@ -1,6 +1,7 @@
 """The sizes of a model's tables and dense weights, from its specification and flags alone. Imports no TensorFlow."""
 
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from data.memory import in_gibibytes
 from trainer.config import ModelOptions, Options
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.costs import shards_are_cheaper
+from trainer.embeddings.groups import TableGroup, group_tables, group_vectors, group_wide
 from trainer.layout import InputSchema
 from trainer.optimizers.rules import OPTIMIZERS, Ftrl, UpdateRule
 from trainer.process.worker_env import WorkerEnv
@@ -27,6 +29,7 @@ class TableSize:
         rows, width: shape of the whole table, over all workers.
         weight_bytes: memory of one worker's rows.
         state_bytes: memory of their optimizer state.
+        on_host: whether both are in host memory, although a step computes on a device.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TableSize:
     width: int
     weight_bytes: int
     state_bytes: int = 0
+    on_host: bool = False
 
     @property
     def bytes(self) -> int:
@@ -78,7 +82,9 @@ def shards_tables(
     return 2 * sum(table.bytes for table in tables) > available
 
 
-def table_sizes(options: Options, layout: InputSchema, outputs: int, workers: int = 1) -> list[TableSize]:
+def table_sizes(
+    options: Options, layout: InputSchema, outputs: int, workers: int = 1, on_host: Collection[str] = ()
+) -> list[TableSize]:
     """Return the sizes of all tables: the deep ones in the order of their features, those of vectors, the wide one.
 
     Args:
@@ -86,8 +92,10 @@ def table_sizes(options: Options, layout: InputSchema, outputs: int, workers: in
         layout: layout of the model's input tensors.
         outputs: number of logits.
         workers: number of workers over which large tables are sharded.
+        on_host: names of the groups of tables in host memory. The wide weights in these are a size of their own.
     """
     deep, wide = rules_of(options)
+    tables, features = _hosted(options, layout, on_host)
     copies = weight_copies(options)
     # The step of a row's last update is kept where rows or their state change in steps that do not look them up.
     has_steps = copies > 0, copies > 0 or (options.run.trains and options.training.l2_reg_embedding > 0)
@@ -95,19 +103,52 @@ def table_sizes(options: Options, layout: InputSchema, outputs: int, workers: in
     def own(rows: int) -> int:
         return -(-rows // workers) if rows >= SMALLEST_SHARDED else rows
 
-    def size(name: str, rows: int, held: int, width: int, rule: type[UpdateRule], has_step: bool) -> TableSize:
-        of_row = width * (len(rule.slots) + copies) + (rule.has_time_decay or has_step)
-        return TableSize(name, rows, width, _FLOAT_BYTES * held * width, _FLOAT_BYTES * held * of_row)
+    def size(
+        name: str, rows: Sequence[int], width: int, rule: type[UpdateRule], has_step: bool, is_hosted: bool
+    ) -> TableSize:
+        of_row, held = width * (len(rule.slots) + copies) + (rule.has_time_decay or has_step), sum(map(own, rows))
+        return TableSize(name, sum(rows), width, _FLOAT_BYTES * held * width, _FLOAT_BYTES * held * of_row, is_hosted)
 
-    sizes = [size(name, rows, own(rows), width, deep, has_steps[1]) for name, rows, width, _ in layout.tables]
+    sizes = [size(name, [rows], width, deep, has_steps[1], name in tables) for name, rows, width, _ in layout.tables]
     sizes += [
-        TableSize(name, rows, width, own(rows) * width * np.dtype(dtype).itemsize)
+        TableSize(name, rows, width, own(rows) * width * np.dtype(dtype).itemsize, on_host=name in tables)
         for (name, rows, width, _), dtype in layout.frozen_tables.items()
     ]
     if options.model.has_wide_part:
-        rows = [table.rows for table in layout.wide_tables(outputs)]
-        sizes.append(size("wide", sum(rows), sum(map(own, rows)), outputs, wide, has_steps[0]))
+        for is_hosted in (False, True):
+            rows = [table.rows for table in layout.wide_tables(outputs) if (table.name in features) == is_hosted]
+            if rows or not is_hosted:
+                sizes.append(size("wide", rows, outputs, wide, has_steps[0], is_hosted))
     return sizes
+
+
+def large_groups(options: Options, layout: InputSchema, outputs: int, workers: int = 1) -> list[str]:
+    """Return the names of the groups that may be in host memory, those of large tables: the largest one first.
+
+    Args:
+        options, layout, outputs, workers: see `table_sizes`.
+    """
+    deep, wide = _groups(options, layout)
+    names = {group.name for group in (*deep, *wide) if group.tables[0].rows >= SMALLEST_SHARDED}
+
+    def bytes_of(name: str) -> int:
+        return sum(size.bytes for size in table_sizes(options, layout, outputs, workers, {name}) if size.on_host)
+
+    return sorted(sorted(names), key=bytes_of, reverse=True)
+
+
+def _groups(options: Options, layout: InputSchema) -> tuple[tuple[TableGroup, ...], tuple[TableGroup, ...]]:
+    """Return the groups of deep tables and of vectors, and those of wide weights, of which some are deep ones, too."""
+    deep = group_tables(layout, SMALLEST_SHARDED)
+    wide = group_wide(layout, deep, SMALLEST_SHARDED) if options.model.has_wide_part else ()
+    return (*deep, *group_vectors(layout)), wide
+
+
+def _hosted(options: Options, layout: InputSchema, on_host: Collection[str]) -> tuple[set[str], set[str]]:
+    """Return the names of the tables in some groups, and of the features whose wide weights are in them."""
+    deep, wide = _groups(options, layout)
+    tables = {table.name for group in deep if group.name in on_host for table in group.tables}
+    return tables, {feature.name for group in wide if group.name in on_host for feature in group.features}
 
 
 def dense_weights(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...]) -> int:

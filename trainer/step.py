@@ -13,6 +13,7 @@ from trainer.config import TrainingOptions
 from trainer.embeddings.exchange import SparseExchange, plan_exchange
 from trainer.embeddings.groups import Array, Lookups
 from trainer.embeddings.shards import Routes
+from trainer.embeddings.table_state import WEIGHT, HostState
 from trainer.embeddings.tables import Pooled
 from trainer.layout import RowValues
 from trainer.models.ranking import RankingModel
@@ -198,6 +199,12 @@ class TrainStep:
         self._exchange_plan = plan_exchange(
             model.embeddings, options.global_batch_size, comm.size, options.table_exchange
         )
+        frozen, places = model.embeddings.frozen_groups, model.embeddings.cache_places
+        self._on_host = optimizer.host_tables | {
+            variable.path: HostState({WEIGHT: variable.value}, places[variable.path], read_only=True)
+            for _, variable in frozen
+            if variable.path in places
+        }
         self._sparse = SparseExchange(model.embeddings, self._exchange_plan, comm)
         self._allreduce_dtype = tf.float16 if options.fp16_allreduce else tf.float32
         self._seed, self._xla, self._clip_norm = options.seed, options.xla, options.clip_norm
@@ -263,7 +270,7 @@ class TrainStep:
         """
         embeddings, lookups = self.model.embeddings, batch.lookups
         routes = embeddings.routes(lookups)
-        pooled = embeddings.pool(embeddings.sources(routes), lookups)
+        pooled = embeddings.pool(embeddings.sources(routes, lookups, self._on_host), lookups)
         # [2] int32, a different one for every worker and step: resuming needs no saved random state.
         dropout_seed = tf.stack([tf.constant((self._seed * 1_000_003 + self.comm.rank) % 2**31), step * 64])
         factors, scale = self.weighting.factors(step), tf.convert_to_tensor(self.loss_scale.scale)

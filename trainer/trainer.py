@@ -111,7 +111,7 @@ class Trainer:
         self.control = StepControl(comm, self.services.stop, self.watchdog, config.run.save_interval)
         self._started: tuple[int, StepResult] | None = None  # a step that the device may still be working on
         self._checked_step = 0  # the last step after which all losses so far were known to be finite
-        self.say(f"{config.model.model}: {self.model.parameters:,} parameters{self._describe_shards()}")
+        self.say(f"{config.model.model}: {self.model.parameters:,} parameters{self._describe_tables()}")
         if self.score is not None:
             self.say(f"score: {self.score.formula.text}")
 
@@ -206,6 +206,7 @@ class Trainer:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
         self.log.progress.close()
         self._report_changed_ids(self.data.train_loader)
+        self._report_caches()
         return self._conclude(metrics)
 
     def _train_epoch(self, position: Position) -> None:
@@ -590,13 +591,26 @@ class Trainer:
 
     # Messages
 
-    def _describe_shards(self) -> str:
-        embeddings = self.model.embeddings
-        if embeddings.shards is None:
-            return ""
-        tables = embeddings.tables().values()
-        sharded = sum(table.is_sharded for table in tables)
-        return f"; {sharded} of {len(tables)} tables are sharded over {self.comm.size} worker(s)"
+    def _describe_tables(self) -> str:
+        """Describes where tables are that are not all on the device of every worker."""
+        embeddings, text = self.model.embeddings, ""
+        tables = embeddings.tables()
+        if embeddings.shards is not None:
+            sharded = sum(table.is_sharded for table in tables.values())
+            text += f"; {sharded} of {len(tables)} tables are sharded over {self.comm.size} worker(s)"
+        if embeddings.host.groups:
+            variables = (*embeddings.group_variables, *embeddings.frozen_groups)
+            groups = [embeddings.groups[index] for index, _ in variables]
+            on_host = sum(len(group.tables) for group in groups if embeddings.is_on_host(group))
+            text += f"; {on_host} of {len(tables)} tables are in host memory"
+        return text
+
+    def _report_caches(self) -> None:
+        """Reports how many rows of tables in host memory were in this worker's caches."""
+        uses = [table.use for table in self.training.step.optimizer.host_tables.values()]
+        if rows := sum(use.rows for use in uses):
+            hits = sum(use.hits for use in uses)
+            self.say(f"tables in host memory: {hits / rows:.1%} of {rows:,} updated rows were in the device's cache")
 
     def _report_changed_ids(self, loader: ParquetLoader) -> None:
         """Reports ids that were cut off or out of vocabulary in the loader's latest epoch."""

@@ -109,9 +109,10 @@ def rows_of(variable: tf.Variable, start: int, stop: int) -> tf.Tensor:
     While the result exists, an update of the variable copies all of the variable first, so drop it before training
     goes on.
     """
-    values = variable.read_value_no_copy()
-    # A slice of everything would copy nothing either, but most variables are so small that making it takes longest.
-    return values if (start, stop) == (0, variable.shape[0]) else values[start:stop]
+    with tf.device(variable.device):  # rows of a table in host memory stay there
+        values = variable.read_value_no_copy()
+        # A slice of everything would copy nothing either, but most variables are so small that making it takes longest.
+        return values if (start, stop) == (0, variable.shape[0]) else values[start:stop]
 
 
 def release(variable: tf.Variable) -> None:

@@ -10,6 +10,7 @@ from data.loading.batch import Ids
 from data.loading.lists import Lists, empty_lists, from_padded
 from trainer.comm import Comm, SingleWorker
 from trainer.config import TrainingOptions
+from trainer.embeddings.placement import HostTables
 from trainer.embeddings.shards import Shards
 from trainer.layout import CategoricalInput, InputSchema, ModelInputs, RowValues, SequenceInput, VectorInput
 from trainer.models import build_model, model_options
@@ -84,6 +85,7 @@ def make_model(
     compute_dtype: str = "float32",
     seed: int = 1,
     shards: Shards | None = None,
+    host: HostTables | None = None,
     **flags: object,
 ) -> RankingModel:
     small = {
@@ -94,7 +96,7 @@ def make_model(
     }
     options = model_options(deep_dropout=dropout, combiner=combiner, **(small | flags))
     named_tasks = tuple(task if isinstance(task, Task) else BinaryTask(task) for task in tasks)
-    return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards)
+    return build_model(options, layout, named_tasks, compute_dtype=compute_dtype, seed=seed, shards=shards, host=host)
 
 
 def make_step(
@@ -118,6 +120,7 @@ def make_step(
         ),
         ParameterGroup(Ftrl(), Constant(WIDE_RATE), named(model.wide_weights), named(embeddings.wide_variables)),
         compiled=compiles_passes(bool(flags.get("xla"))),
+        cached=embeddings.cache_places,
     )
     loss_scale = LossScale(dynamic=compute_dtype == "float16")
     options = TrainingOptions(**{"global_batch_size": 16, **flags})  # type: ignore[arg-type]

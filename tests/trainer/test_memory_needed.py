@@ -1,6 +1,7 @@
 """What a run takes in memory, against hand calculations, and what happens where there is less."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,9 +11,11 @@ from data.errors import DataError
 from data.loading.loader import LoaderSize
 from main import main
 from tests.helpers import ROOT, make_dataset
+from tests.trainer.local_workers import run_workers
 from tests.trainer.test_model_size import LARGE, layout_of, options_of
 from trainer import build, memory_needed
 from trainer.config import Options
+from trainer.embeddings.placement import HostTables
 from trainer.layout import CategoricalInput, InputSchema, SequenceInput, VectorInput
 from trainer.memory_needed import (
     FRAGMENTATION,
@@ -21,6 +24,7 @@ from trainer.memory_needed import (
     check_devices,
     check_memory,
     describe_memory,
+    place_tables,
     workers_that_hold,
 )
 from trainer.process.worker_env import WorkerEnv
@@ -239,6 +243,66 @@ def test_workers_of_a_host_share_its_memory(bound):
     bound(38 * 10**9)
     refusal(sharded, two)
     check_memory(run_of(sharded), WorkerEnv(0, 2))  # on two hosts, each worker has its host's memory
+
+
+def test_tables_that_do_not_fit_a_device_go_to_the_host(bound, monkeypatch):
+    monkeypatch.setattr(memory_needed, "may_use_gpu", lambda cpu: True)
+    bound(2**40)
+    layout = InputSchema(
+        (
+            CategoricalInput("item", 0, 1, False, 10**6, 32),
+            CategoricalInput("user", 1, 1, False, 10**7, 64),
+            CategoricalInput("day", 2, 1, False, 7, 16),
+        ),
+        (),
+    )
+    run = run_of(options_of("--model", "wide_deep", "--optimizer", "adam", "--deep_hidden_units", "8"), layout)
+    # A row: its weights with two moments and a step, and the wide weight with two accumulators.
+    user, item = (rows * 4 * (3 * width + 1 + 3) for rows, width in ((10**7, 64), (10**6, 32)))
+
+    def place(device_bytes: int | None, choice: str = "auto") -> HostTables:
+        chosen = replace(
+            run, options=replace(run.options, training=replace(run.options.training, table_placement=choice))
+        )
+        return place_tables(chosen, 1, sharded=False, device_bytes=device_bytes)
+
+    def on_device(host: HostTables) -> int:
+        return memory_needed.memory_needed(run, 1, sharded=False, on_gpu=True, host=host).where(on_device=True).bytes
+
+    fits = on_device(HostTables())
+    assert place(None) == place(fits) == place(1, "device") == HostTables()
+    one = place(fits - 1)
+    assert one.groups == {"64.large"}
+    # The cache takes half of what is left without it.
+    left = fits - 1 - (fits - user)
+    assert on_device(one) - (fits - user) == pytest.approx(left / 2, rel=1e-3)
+    assert one.cached_share == pytest.approx(left / 2 / user, rel=1e-3) and one.places(10**7) > 4096
+    # Where devices differ, all workers place tables as the one with the least memory has to.
+    devices = fits, fits - 1
+    agreed = run_workers(2, lambda comm: build._host_tables(run, comm, sharded=False, device_bytes=devices[comm.rank]))
+    assert [host.groups for host in agreed] == [one.groups] * 2
+    # What the smallest caches need is not free.
+    assert place(fits - user).groups == place(2**40, "host").groups == {"64.large", "32.large"}
+    assert place(None, "host") == HostTables(frozenset({"64.large", "32.large"}))
+    rest = memory_needed.memory_needed(run, 1, sharded=False, on_gpu=True, host=place(None, "host"))
+    parts = {part.name: part.bytes for part in rest.parts}
+    assert parts["tables in host memory"] + parts["their optimizer state"] == user + item
+    assert {table.name for table in rest.where(on_device=False).tables} == {"user", "item", "wide"}
+
+    bound(2**40)
+    advice = "or keep large tables in host memory .--table_placement host"
+    with pytest.raises(DataError, match=advice):
+        check_devices(run, WorkerEnv(), sharded=False, device_bytes=fits - 1)
+    check_devices(run, WorkerEnv(), sharded=False, device_bytes=fits - 1, host=one)
+    bound(user)
+    with pytest.raises(
+        DataError, match=r"of memory per worker .*tables in host memory .*largest tables: user"
+    ) as caught:
+        check_devices(run, WorkerEnv(), sharded=False, device_bytes=fits - 1, host=one)
+    assert "--table_placement" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        check_devices(run, WorkerEnv(), sharded=False, device_bytes=2**10, host=place(2**10))
+    assert "on the GPU" in str(caught.value) and "--table_placement" not in str(caught.value)
 
 
 def test_a_gpu_is_compared_once_its_memory_is_known(bound, monkeypatch):

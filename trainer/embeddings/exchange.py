@@ -17,7 +17,7 @@ def plan_exchange(
     """Plans how a step over `global_batch_size` rows sums the gradients of each group of tables.
 
     Args:
-        embeddings: the tables; sharded ones are always exchanged as shards.
+        embeddings: the tables; sharded ones are always exchanged as shards, and others in host memory as rows.
         global_batch_size: rows per step over all workers.
         workers: number of workers.
         choice: whole or rows for all tables, or auto for the cheaper one per group.
@@ -30,6 +30,8 @@ def plan_exchange(
         group = embeddings.groups[index]
         if embeddings.is_sharded(group):
             plan[variable.path] = "shards"
+        elif embeddings.is_on_host(group):  # a gradient of all rows would not fit on the device either
+            plan[variable.path] = "rows"
         elif choice == "auto":
             tables = traffic_of(group.tables, global_batch_size)
             plan[variable.path] = cheaper_exchange(tables, variable.shape[1], workers=workers)

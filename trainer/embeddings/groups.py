@@ -26,9 +26,9 @@ class Lookups(NamedTuple, Generic[Array]):
 
     Attributes:
         rows: [rows] distinct rows of the group that are read, sorted by the worker that holds them. This and what
-            belongs to it is empty for a group that is neither sharded nor trained.
+            belongs to it is empty for a group that is neither sharded, nor in host memory, nor trained.
         sources: [pooled ids] where the row of each id outside of sequences is read, by slot: its number in the group's
-            variable or, for a sharded group, its position in `rows`.
+            variable or, for a group that is sharded or in host memory, its position in `rows`.
         slots: [pooled ids] the slot of each of them, ascending; empty if every slot has exactly one id.
         row_slots: [ids] the slots of all ids, by position in `rows`: those whose gradients each row sums.
         row_positions: [ids] the position in `rows` that each of `row_slots` belongs to, ascending.
@@ -38,7 +38,7 @@ class Lookups(NamedTuple, Generic[Array]):
         row_weights: [ids] float32, the weight of each id, in the order of `row_slots`; empty if all weigh 1.
         per_holder: [workers] int32, how many of `rows` each worker holds; [1] if the group is not sharded.
         steps: if the group has sequences, one array [batch * steps] of where the row of each step is read, like
-            `sources`. For padding that is row 0 or, in a sharded group, the position after the last one.
+            `sources`. For padding that is row 0 or, where positions are read, the one after the last row.
     """
 
     rows: Array
@@ -224,10 +224,11 @@ class LookupFinder:
         layout: layout of the features.
         group: the tables.
         holders: number of workers that hold the group's rows: row r is on worker r % holders; 1 if it is not sharded.
+        on_host: whether the group's rows are in host memory.
     """
 
-    def __init__(self, layout: InputSchema, group: TableGroup, *, holders: int):
-        self._group, self._holders = group, holders
+    def __init__(self, layout: InputSchema, group: TableGroup, *, holders: int, on_host: bool = False):
+        self._group, self._holders, self._are_fetched = group, holders, on_host or holders > 1
         # A number for each row that the current batch reads. Finding distinct rows with it takes no hashing or sorting,
         # and it is small beside the tables.
         self._numbers = np.zeros(group.rows, np.int32)
@@ -248,7 +249,7 @@ class LookupFinder:
         """Returns what the group looks up for the ids of a batch."""
         group, batch = self._group, len(ids.onehot)
         rows, slots, counts, weights = self._pooled(ids)
-        if not group.is_trained and self._holders == 1:  # neither exchanged nor updated
+        if not group.is_trained and not self._are_fetched:  # neither exchanged nor updated
             none = np.empty(0, np.int64)
             return Lookups(none, rows, slots, none, none, counts, weights, weights[:0], np.zeros(1, np.int32))
         pooled, all_slots, all_weights = len(rows), slots, weights
@@ -262,8 +263,8 @@ class LookupFinder:
                 all_weights = np.concatenate([weights, np.ones(len(step_rows), np.float32)])
         distinct, positions, per_holder = self._distinct(rows)
         order, row_positions = _sorted_by(positions, len(distinct))
-        sources = positions if self._holders > 1 else rows
-        steps = np.full(batch * group.steps, len(distinct) if self._holders > 1 else 0)
+        sources = positions if self._are_fetched else rows
+        steps = np.full(batch * group.steps, len(distinct) if self._are_fetched else 0)
         steps[step_slots] = sources[pooled:]
         return Lookups(
             distinct,

@@ -69,18 +69,17 @@ class Shards:
         own_rows = [tf.cast(tf.bitcast(tf.reshape(column, [-1]), tf.int32), tf.int64) for column in received]
         return Routes(per_holder, answered, dict(zip(rows, own_rows, strict=True)))
 
-    def fetch(self, tables: Sequence[tuple[int, tf.Variable]], routes: Routes) -> list[tf.Tensor]:
+    def fetch(self, answers: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:
         """Fetches rows from the workers that hold them. A collective.
 
         Args:
-            tables: this worker's rows of tables, [own rows, width], each with the number of its group.
+            answers: the rows of `routes.rows` of this worker's tables, [n, width] float32, each with the number of its
+                group.
             routes: the rows to fetch.
 
         Returns:
             The rows of each table, [n, width] float32, in the order in which `routes` was given them.
         """
-        # Cast, since all are sent in one piece.
-        answers = [(index, tf.cast(tf.gather(table, routes.rows[index]), tf.float32)) for index, table in tables]
         return self._swap(answers, routes.answered, routes.fetched)
 
     def deliver(self, gradients: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:

@@ -7,6 +7,7 @@ as many as there can be steps.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import keras
@@ -17,7 +18,9 @@ from data.loading.batch import Ids
 from trainer.embeddings import SMALLEST_SHARDED
 from trainer.embeddings.groups import LookupFinder, Lookups, TableGroup, group_tables, group_vectors, group_wide
 from trainer.embeddings.initialization import NormalTable, draw_tables
+from trainer.embeddings.placement import HostTables
 from trainer.embeddings.shards import Routes, Shards
+from trainer.embeddings.table_state import HOST, WEIGHT, HostState
 from trainer.layout import CategoricalInput, InputSchema
 from trainer.process import device
 from trainer.seeds import seed_of
@@ -87,6 +90,7 @@ class EmbeddingTables(keras.layers.Layer):
         seed: seed of the initial weights.
         init_std: standard deviation of the deep tables' normal initialization; None for Glorot's.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        host: the groups whose rows are in host memory.
         restored: whether a checkpoint overwrites the tables, which then have no initial values.
 
     Attributes:
@@ -108,10 +112,11 @@ class EmbeddingTables(keras.layers.Layer):
         seed: int,
         init_std: float | None = None,
         shards: Shards | None = None,
+        host: HostTables | None = None,
         restored: bool = False,
     ):
         super().__init__(name="embeddings", dtype="float32")
-        self.layout, self.combiner, self.shards = layout, combiner, shards
+        self.layout, self.combiner, self.shards, self.host = layout, combiner, shards, host or HostTables()
         self.stored: Mapping[str, StoredRows] = {}
         large = shards.smallest if shards else SMALLEST_SHARDED
         deep = group_tables(layout, large)
@@ -120,7 +125,10 @@ class EmbeddingTables(keras.layers.Layer):
         self.groups = (*deep, *vectors, *(group for group in wide if group not in deep))
         self.deep_groups = deep
         self._wide_groups = [self.groups.index(group) for group in wide]
-        self._finders = [LookupFinder(layout, group, holders=self._holders(group)[1]) for group in self.groups]
+        self._finders = [
+            LookupFinder(layout, group, holders=self._holders(group)[1], on_host=self.is_on_host(group))
+            for group in self.groups
+        ]
         trained = [group for group in vectors if group.is_trained]
         self.deep_variables = [self._variable("deep", group, group.width, overwritten=True) for group in deep]
         self.deep_variables += [self._variable("vector", own, own.width, overwritten=restored) for own in trained]
@@ -145,6 +153,23 @@ class EmbeddingTables(keras.layers.Layer):
     def is_sharded(self, group: TableGroup) -> bool:
         """Returns whether this worker holds only a part of the group's rows."""
         return self.shards is not None and self.shards.holds_part_of(group.tables[0].rows)
+
+    def is_on_host(self, group: TableGroup) -> bool:
+        """Returns whether the group's rows are in host memory, although a step computes on a device."""
+        return group.name in self.host.groups
+
+    def _are_fetched(self, group: TableGroup) -> bool:
+        """Returns whether a step looks up the ids of the group in a copy of their rows, from workers or the host."""
+        return self.is_sharded(group) or self.is_on_host(group)
+
+    @property
+    def cache_places(self) -> dict[str, int]:
+        """Path of each variable in host memory -> number of its rows that the device caches in training."""
+        return {
+            variable.path: self.host.places(variable.shape[0])
+            for index, variable in (*self.group_variables, *self.frozen_groups)
+            if self.is_on_host(self.groups[index])
+        }
 
     @property
     def group_variables(self) -> list[tuple[int, keras.Variable]]:
@@ -234,22 +259,42 @@ class EmbeddingTables(keras.layers.Layer):
         rows = {n: found.rows for n, found in sharded.items()}
         return self.shards.routes(rows, {n: found.per_holder for n, found in sharded.items()})
 
-    def sources(self, routes: Routes) -> EmbeddingRows:
+    def sources(
+        self, routes: Routes, lookups: Sequence[Lookups], cached: Mapping[str, HostState] | None = None
+    ) -> EmbeddingRows:
         """Returns what the ids are looked up in. A collective if tables are sharded, whose rows it fetches.
 
         Args:
             routes: what `routes` returns for the lookups of the batch.
+            lookups: what each group looks up.
+            cached: path of each variable in host memory -> its rows, for a step that reads them through their caches;
+                None to read the variables themselves.
         """
         of_groups = [*self.group_variables, *self.frozen_groups]
-        variables = [variable.value for _, variable in of_groups]
+        sources = [variable.value for _, variable in of_groups]
+        for n, (index, variable) in enumerate(of_groups):
+            if index in routes.rows or self.is_on_host(self.groups[index]):
+                rows = routes.rows.get(index, lookups[index].rows)
+                sources[n] = self._rows_of_worker(self.groups[index], variable, rows, cached)
         if self.shards is not None:
             sharded = [n for n, (index, _) in enumerate(of_groups) if index in routes.rows]
             # One call for all sharded tables: the number of collectives does not depend on how many there are.
-            fetched = self.shards.fetch([(of_groups[n][0], variables[n]) for n in sharded], routes)
+            fetched = self.shards.fetch([(of_groups[n][0], sources[n]) for n in sharded], routes)
             for n, rows in zip(sharded, fetched, strict=True):
-                variables[n] = rows
+                sources[n] = rows
         deep, trained = len(self.deep_variables), len(self.group_variables)
-        return EmbeddingRows(tuple(variables[:deep]), tuple(variables[deep:trained]), tuple(variables[trained:]))
+        return EmbeddingRows(tuple(sources[:deep]), tuple(sources[deep:trained]), tuple(sources[trained:]))
+
+    def _rows_of_worker(
+        self, group: TableGroup, variable: keras.Variable, rows: tf.Tensor, cached: Mapping[str, HostState] | None
+    ) -> tf.Tensor:
+        """Returns copies of rows [n] of those that this worker holds of a group, [n, width] float32."""
+        if not self.is_on_host(group):
+            return _looked_up(variable.value, rows)
+        if cached is not None:
+            return tf.cast(cached[variable.path].read(rows, [WEIGHT])[WEIGHT], tf.float32)
+        with tf.device(HOST):
+            return _looked_up(variable.value, tf.identity(rows))
 
     def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
         """Pools the rows of each slot, times the weights of the ids: a slot without ids gets zeros."""
@@ -394,7 +439,7 @@ class EmbeddingTables(keras.layers.Layer):
 
     def _steps(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
         """Returns the row of each step of a group's sequences, [batch, steps, width]."""
-        if self.is_sharded(group):
+        if self._are_fetched(group):
             source = tf.pad(source, [[0, 1], [0, 0]])  # a row for padding: a batch may have no other one
         return tf.reshape(tf.gather(source, lookups.steps[0]), [-1, group.steps, source.shape[1]])
 
@@ -444,7 +489,8 @@ class EmbeddingTables(keras.layers.Layer):
             return initial_value(shape, 0.0, overwritten=overwritten, dtype=dtype)
 
         name, is_trained = f"{part}.{group.name}", group.is_trained
-        return self.add_weight(shape=shape, initializer=initializer, dtype=dtype, name=name, trainable=is_trained)
+        with tf.device(HOST) if self.is_on_host(group) else nullcontext():
+            return self.add_weight(shape=shape, initializer=initializer, dtype=dtype, name=name, trainable=is_trained)
 
     def _holders(self, group: TableGroup) -> tuple[int, int]:
         """Returns this worker's position among the workers that share a group's rows, and their number."""

@@ -14,6 +14,7 @@ from trainer.config import Flag, ModelOptions, section_flags
 from trainer.layout import InputSchema
 
 if TYPE_CHECKING:
+    from trainer.embeddings.placement import HostTables
     from trainer.embeddings.shards import Shards
     from trainer.models.network import Network
     from trainer.models.ranking import RankingModel
@@ -73,6 +74,7 @@ def build_model(
     compute_dtype: str,
     seed: int,
     shards: "Shards | None" = None,
+    host: "HostTables | None" = None,
     restored: bool = False,
 ) -> "RankingModel":
     """Build the model that `options` selects and create its weights. A collective if tables are sharded.
@@ -84,6 +86,7 @@ def build_model(
         compute_dtype: float32, float16 or bfloat16; weights, logits and loss are always float32.
         seed: seed of the initial weights.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        host: the groups of tables whose rows are in host memory; None if there are none.
         restored: whether a checkpoint overwrites the weights, so that tables have no initial values.
     """
     from trainer.models.layers import DenseConfig
@@ -91,4 +94,4 @@ def build_model(
 
     config = DenseConfig(options.activation, options.deep_dropout, options.batch_norm, compute_dtype, seed)
     network = network_class(options.model)(options, tasks, config)
-    return RankingModel(network, layout, seed=seed, shards=shards, restored=restored)
+    return RankingModel(network, layout, seed=seed, shards=shards, host=host, restored=restored)

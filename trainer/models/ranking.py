@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from trainer.embeddings.groups import Lookups
+from trainer.embeddings.placement import HostTables
 from trainer.embeddings.shards import Shards
 from trainer.embeddings.tables import EmbeddingTables, Pooled
 from trainer.layout import InputSchema, ModelInputs, RowValues, SequenceSteps
@@ -41,11 +42,19 @@ class RankingModel(keras.Model):
         layout: layout of the inputs.
         seed: seed of the initial values of the tables.
         shards: how large tables are sharded across workers; None if every worker holds all rows.
+        host: the groups of tables whose rows are in host memory; None if there are none.
         restored: whether a checkpoint overwrites the weights, so that tables have no initial values.
     """
 
     def __init__(
-        self, network: Network, layout: InputSchema, *, seed: int, shards: Shards | None, restored: bool = False
+        self,
+        network: Network,
+        layout: InputSchema,
+        *,
+        seed: int,
+        shards: Shards | None,
+        host: HostTables | None = None,
+        restored: bool = False,
     ):
         options = network.options
         super().__init__(name=options.model, dtype="float32")
@@ -58,6 +67,7 @@ class RankingModel(keras.Model):
             init_std=options.embedding_init_std,
             seed=seed,
             shards=shards,
+            host=host,
             restored=restored,
         )
         self.wide_weights = []
@@ -143,7 +153,8 @@ class RankingModel(keras.Model):
 
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
         """Returns the embeddings of a batch. A collective if tables are sharded."""
-        return self.embeddings.pool(self.embeddings.sources(self.embeddings.routes(lookups)), lookups)
+        routes = self.embeddings.routes(lookups)
+        return self.embeddings.pool(self.embeddings.sources(routes, lookups), lookups)
 
     def deep_input(self, embedded: Pooled, values: RowValues) -> tf.Tensor:
         """Returns the input of the network, [batch, ModelOptions.network_width] float32."""

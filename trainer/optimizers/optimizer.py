@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from trainer.embeddings.table_state import WEIGHT, DeviceState, HostState, TableState
 from trainer.logging.progress import byte_progress
 from trainer.optimizers.moving_average import MovingAverage
 from trainer.optimizers.rules import Slots, UpdateRule
@@ -59,11 +60,14 @@ class Optimizer:
         restored: whether a checkpoint overwrites the state, which then has no initial values.
         compiled: whether XLA compiles the updates by dense gradients, whose shapes never change. On a GPU they are then
             a single launch.
+        cached: name of each table in host memory -> number of rows that the device caches (see `HostState`); names of
+            others are ignored. The state of these tables is beside them, and they only take sparse gradients.
 
     Attributes:
         weights: name -> variable of the dense weights of all groups.
         tables: name -> variable of the embedding tables of all groups.
         origin: number of steps after which the schedules begin, scalar float32 variable.
+        host_tables: name -> the rows of each table in host memory.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Optimizer:
         average: MovingAverage | None = None,
         restored: bool = False,
         compiled: bool = False,
+        cached: Mapping[str, int] | None = None,
     ):
         self.weights = {name: weight for group in groups for name, weight in group.weights.items()}
         self.tables = {name: table for group in groups for name, table in group.tables.items()}
@@ -85,26 +90,33 @@ class Optimizer:
         total = sum(4 * math.prod(variables[name].shape) * len(own) for name, own in slots.items())
         with byte_progress("making optimizer slots", total) as done:
 
-            def slot(shape: tf.TensorShape, value: float) -> tf.Variable:
-                done(4 * math.prod(shape))
-                return tf.Variable(initial_value(shape, value, overwritten=restored), trainable=False)
+            def slot(variable: tf.Variable, value: float) -> tf.Variable:
+                done(4 * math.prod(variable.shape))
+                return _state_of(variable, variable.shape, value, overwritten=restored)
 
             self._slots = {
-                name: {key: slot(variable.shape, value) for key, value in slots[name].items()}
+                name: {key: slot(variable, value) for key, value in slots[name].items()}
                 for name, variable in variables.items()
             }
             # float32 because GPUs lack kernels to gather and scatter int32 variables; exact up to 2^24 steps.
             self._last_step = {
-                name: tf.Variable(initial_value(variable.shape[:1], 0.0, overwritten=restored), trainable=False)
+                name: _state_of(variable, variable.shape[:1], 0.0, overwritten=restored)
                 for name, variable in self.tables.items()
                 if average or self._groups[name].decays_between_updates(name)
             }
             if average:
                 # Dense weights are updated in every step except those that the loss scale skips.
                 self._last_step |= {
-                    name: tf.Variable(initial_value((), 0.0, overwritten=restored), trainable=False)
-                    for name in self.weights
+                    name: _state_of(weight, (), 0.0, overwritten=restored) for name, weight in self.weights.items()
                 }
+        self.host_tables = {
+            name: HostState(self._table_rows(name), places)
+            for name, places in (cached or {}).items()
+            if name in self.tables
+        }
+        self._table_states: dict[str, TableState] = {
+            name: self.host_tables.get(name) or DeviceState(self._table_rows(name)) for name in self.tables
+        }
 
     @property
     def weight_state(self) -> dict[str, tf.Variable]:
@@ -119,6 +131,11 @@ class Optimizer:
         last_step = {LAST_STEP: self._last_step[name]} if name in self._last_step else {}
         return {f".{key}": variable for key, variable in (self._slots[name] | last_step).items()}
 
+    def _table_rows(self, name: str) -> dict[str, tf.Variable]:
+        """Returns the variables that have a table's rows, by the names of slots, WEIGHT and LAST_STEP."""
+        last_step = {LAST_STEP: self._last_step[name]} if name in self._last_step else {}
+        return {WEIGHT: self.tables[name], **self._slots[name], **last_step}
+
     @contextmanager
     def averaged(self, step: int) -> Iterator[None]:
         """Gives all weights and tables their averages while the context lasts; does nothing without averages.
@@ -132,16 +149,19 @@ class Optimizer:
             yield
             return
         variables = self.weights | self.tables
-        trained = {name: tf.identity(variable) for name, variable in variables.items()}
+        trained: dict[str, tf.Tensor] = {}
         for name, variable in variables.items():
-            unchanged = tf.cast(step, tf.float32) - self._last_step[name]
-            unchanged = unchanged[:, tf.newaxis] if name in self.tables else unchanged
-            variable.assign(self._average.value(self._slots[name][AVERAGE], trained[name], unchanged, step))
+            with tf.device(variable.device):  # tables in host memory stay there
+                trained[name] = tf.identity(variable)
+                unchanged = tf.cast(step, tf.float32) - self._last_step[name]
+                unchanged = unchanged[:, tf.newaxis] if name in self.tables else unchanged
+                variable.assign(self._average.value(self._slots[name][AVERAGE], trained[name], unchanged, step))
         try:
             yield
         finally:
             for name, variable in variables.items():
-                variable.assign(trained[name])
+                with tf.device(variable.device):
+                    variable.assign(trained[name])
 
     def apply(self, gradients: Mapping[str, Gradient], step: tf.Tensor) -> None:
         """Updates weights and tables.
@@ -201,17 +221,16 @@ class Optimizer:
 
     def _update_rows(self, name: str, gradient: tf.IndexedSlices, now: tf.Tensor, rate: tf.Tensor) -> None:
         """Updates the rows of a sparse gradient."""
-        table, ids = self.tables[name], gradient.indices
-        weight = tf.gather(table, ids)  # [n, width]
-        slots = {slot: tf.gather(value, ids) for slot, value in self._slots[name].items()}
-        elapsed, last_step = tf.constant(1.0), self._last_step.get(name)
+        table, ids = self._table_states[name], gradient.indices
+        slots = table.read(ids, self._table_rows(name))
+        weight = slots.pop(WEIGHT)  # [n, width]
+        elapsed, last_step = tf.constant(1.0), slots.pop(LAST_STEP, None)
+        steps = {}
         if last_step is not None:
-            elapsed = (now - tf.gather(last_step, ids))[:, tf.newaxis]  # [n, 1]
-            _scatter(last_step, ids, tf.fill(tf.shape(ids), now))
+            elapsed = (now - last_step)[:, tf.newaxis]  # [n, 1]
+            steps[LAST_STEP] = tf.fill(tf.shape(ids), now)
         new_weight, new_slots = self._updated(name, weight, gradient.values, slots, elapsed, now, rate)
-        _scatter(table, ids, new_weight)
-        for slot, value in new_slots.items():
-            _scatter(self._slots[name][slot], ids, value)
+        table.write(ids, {WEIGHT: new_weight, **new_slots, **steps})
 
     def _updated(
         self,
@@ -239,5 +258,9 @@ class Optimizer:
         return new_weight, new_slots
 
 
-def _scatter(variable: tf.Variable, ids: tf.Tensor, rows: tf.Tensor) -> None:
-    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=ids, updates=rows)
+def _state_of(
+    variable: tf.Variable, shape: tf.TensorShape | tuple[int, ...], value: float, *, overwritten: bool
+) -> tf.Variable:
+    """Returns a new variable where the variable is whose state it is: of a table in host memory, there too."""
+    with tf.device(variable.device):
+        return tf.Variable(initial_value(shape, value, overwritten=overwritten), trainable=False)

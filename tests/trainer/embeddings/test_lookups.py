@@ -137,7 +137,7 @@ def test_pooling_equals_loops_over_ids(layout, rows, combiner, seed):
     lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids, weights)))
     padded = tables.pool_padded(tf.constant(from_newest_by_hand(layout, ids)), tf.constant(weights))
     steps = steps_by_hand(tables, ids)
-    for pooled in (tables.pool(tables.sources(tables.routes(lookups)), lookups), padded):
+    for pooled in (tables.pool(tables.sources(tables.routes(lookups), lookups), lookups), padded):
         np.testing.assert_allclose(sum(pooled.wide), wide, atol=1e-5)
         for group, found in zip(tables.deep_groups, pooled.deep, strict=True):
             expected = [deep[feature.name] for feature in group.features if not feature.sequence]
@@ -188,7 +188,7 @@ def test_a_gpu_sums_the_same(monkeypatch):
         monkeypatch.setattr(device, "on_gpu", lambda gpu=gpu: gpu)
         tables = make(layout, "mean")
         lookups = tf.nest.map_structure(tf.constant, tables.lookups(unpadded(layout, ids)))
-        pooled = tables.pool(tables.sources(tables.routes(lookups)), lookups)
+        pooled = tables.pool(tables.sources(tables.routes(lookups), lookups), lookups)
         results.append([*pooled.deep, *pooled.wide, *(x for rows in tables.spread(pooled, lookups) for x in rows)])
     for first, second in zip(*results, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-6)

@@ -44,7 +44,7 @@ def test_fetch_and_deliver_equal_whole_tables(workers, seed):
             {n: tf.constant(own) for n, own in mine.items()},
             {n: tf.constant(counts, tf.int32) for n, counts in per_holder.items()},
         )
-        fetched = shards.fetch(list(enumerate(own)), routes)
+        fetched = shards.fetch([(n, tf.gather(table, routes.rows[n])) for n, table in enumerate(own)], routes)
         delivered = shards.deliver(list(enumerate(map(tf.constant, gradients[comm.rank]))), routes)
         pairs = zip(routes.rows.values(), delivered, strict=True)
         return [rows.numpy() for rows in fetched], [(rows.numpy(), values.numpy()) for rows, values in pairs]
