@@ -29,7 +29,7 @@ from trainer.step_memory import RunSize, StepMemory
 TABLES_SHOWN = 3
 MOST_WORKERS = 1 << 16
 NO_TABLES = HostTables()
-OF_HOST_TABLES = ("tables in host memory", "their optimizer state")
+OF_HOST_TABLES = ("tables in host memory", "optimizer state in host memory")
 HEADROOM = 0.1  # share of a device's memory that is left once tables are moved to the host's, for a cache of their rows
 _FLOAT_BYTES = 4
 
@@ -124,7 +124,7 @@ def memory_needed(
         parts += [Part(name, size) for name, size in zip(OF_HOST_TABLES, of_tables, strict=True)]
     if on_host and options.run.trains:
         cached = sum(table.bytes * host.places(table.rows) // table.rows for table in on_host)
-        parts.append(Part("cache of their rows", cached, on_device=True))
+        parts.append(Part("cache of tables in host memory", cached, on_device=True))
     if options.run.trains and not options.run.benchmark:
         parts.append(Part("checkpoint", min(COPIED_BYTES, weights)))
     return MemoryNeeded(tuple(parts), tables)

@@ -247,6 +247,11 @@ class TrainStep:
         """Calls `run` without control flags and returns the losses, [tasks] float32."""
         return self.run(batch, step, tf.zeros(1)).losses
 
+    def forget_cached(self) -> None:
+        """Drops the device's copies of tables in host memory, which are about to be overwritten."""
+        for table in self._on_host.values():
+            table.forget()
+
     def _start(self, inputs: tuple[Packed, tf.Tensor]) -> tuple[StepInput[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Unpacks a batch, and sums its row counts, and control flags, over the workers. A collective."""
         packed, control_flags = inputs

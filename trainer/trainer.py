@@ -372,6 +372,7 @@ class Trainer:
         if self.comm.rank == 0:
             probe(self.config.data.model_dir)
         state, stopping = self.training.state, self.stopping
+        self.training.step.forget_cached()
         self.say(f"the best checkpoint and the end of training are chosen by {self.best_by}, on {self.data.evaluated}")
         if not self.config.run.use_checkpoint:
             if self.comm.rank == 0 and self.config.training.output_bias == "base_rate":

@@ -286,7 +286,7 @@ def test_tables_that_do_not_fit_a_device_go_to_the_host(bound, monkeypatch):
     assert place(None, "host") == HostTables(frozenset({"64.large", "32.large"}))
     rest = memory_needed.memory_needed(run, 1, sharded=False, on_gpu=True, host=place(None, "host"))
     parts = {part.name: part.bytes for part in rest.parts}
-    assert parts["tables in host memory"] + parts["their optimizer state"] == user + item
+    assert parts["tables in host memory"] + parts["optimizer state in host memory"] == user + item
     assert {table.name for table in rest.where(on_device=False).tables} == {"user", "item", "wide"}
 
     bound(2**40)

@@ -63,7 +63,8 @@ class HostState:
 
     Row r may be in place r % places. Reads take the rows that are there from the device, and fetch the others from the
     host, in one copy for each variable. Writes go to both: the variables always hold the current rows, so nothing has
-    to be flushed before they are saved or evaluated. Between the first step and the last, only steps may change them.
+    to be flushed before they are saved or evaluated. What else assigns to them between two steps has to `forget` the
+    copies.
 
     A place changes hands when rows are written (or, of a variable that is only read, when they are read). It gets a
     credit from every batch that has its owner, and loses one to every batch that lacks the owner and has other rows for
@@ -91,6 +92,12 @@ class HostState:
     def use(self) -> CacheUse:
         """How well the cache has served so far."""
         return CacheUse(*self._use.numpy().tolist())
+
+    def forget(self) -> None:
+        """Empties the cache."""
+        with tf.device(HOST):
+            self._owners.assign(tf.fill([self._places], tf.constant(NOBODY, tf.int64)))
+            self._credits.assign(tf.zeros([self._places], tf.int64))
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
         """See `TableState`."""
