@@ -39,6 +39,7 @@ _END_BYTES = 2**16  # of an object that are read at once: most footers are short
 _SMALL_GAP = 2**16  # bytes between two columns that are cheaper to read than another request
 # Files of parquet-mr before 1.2.9 understate the lengths of chunks by a page header; Arrow reads so much more of them.
 _MARGIN_BYTES = 100
+_BLOCK_BYTES = 2**18  # of a chunk that are read at once for its checksum: few enough to stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,12 @@ def ranges_of(file: RemoteFile, metadata: pq.FileMetaData, row_group: int, colum
 
 def _stored_columns(metadata: pq.FileMetaData, columns: Collection[str]) -> Iterator[int]:
     """Yields the indices of the leaves of some columns in the footer."""
+    schema, wanted = metadata.schema, frozenset(columns)
     for index in range(metadata.num_columns):
-        name = metadata.schema.column(index).path
+        name = schema.column(index).path
         # Leaves of a list are named "column.list.element". Names may contain dots themselves, so this can match
         # a column that was not asked for, which does no harm.
-        if any(name == column or name.startswith(f"{column}.") for column in columns):
+        if name in wanted or ("." in name and any(name.startswith(f"{column}.") for column in wanted)):
             yield index
 
 
@@ -191,7 +193,11 @@ def _footer(file: BinaryIO) -> tuple[int, bytes]:
 
 
 def _chunk_sum(file: BinaryIO, metadata: pq.FileMetaData, row_group: int, column: int) -> int:
-    return zlib.crc32(_bytes(file, *_chunk_place(metadata, row_group, column)))
+    start, length = _chunk_place(metadata, row_group, column)
+    total, block = 0, memoryview(bytearray(min(max(length, 0), _BLOCK_BYTES)))
+    while length > 0 and (count := os.preadv(file.fileno(), [block[:length]], start)):
+        total, start, length = zlib.crc32(block[:count], total), start + count, length - count
+    return total
 
 
 def _chunk_place(metadata: pq.FileMetaData, row_group: int, column: int) -> tuple[int, int]:
