@@ -35,11 +35,11 @@ class DeviceState:
         self._variables = variables
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """See `TableState`."""
+        """Returns rows [n] int64 of some variables by name, [n, ...] each."""
         return {name: tf.gather(self._variables[name], rows) for name in names}
 
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """See `TableState`."""
+        """Overwrites distinct rows [n] int64 of every variable; values are [n, ...], by name."""
         for name, own in values.items():
             _scatter(self._variables[name], rows, own)
 
@@ -100,7 +100,7 @@ class HostState:
             self._credits.assign(tf.zeros([self._places], tf.int64))
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """See `TableState`."""
+        """Returns rows [n] int64 of some variables by name, [n, ...] each, from the cache where it has them."""
         with tf.device(HOST):
             rows = tf.identity(rows)
             places = rows % self._places
@@ -123,7 +123,7 @@ class HostState:
         return values
 
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """See `TableState`."""
+        """Overwrites distinct rows [n] int64 on the host and in the cache; values are [n, ...], by name."""
         with tf.device(HOST):
             rows = tf.identity(rows)
             for name, own in values.items():
