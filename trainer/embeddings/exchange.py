@@ -8,6 +8,7 @@ import tensorflow as tf
 from trainer.comm import Comm
 from trainer.embeddings.costs import Exchange, cheaper_exchange, traffic_of
 from trainer.embeddings.shards import Routes
+from trainer.embeddings.table_state import scatter
 from trainer.embeddings.tables import EmbeddingTables
 
 
@@ -111,7 +112,7 @@ class SparseExchange:
         distinct = {}
         for index, own in rows.items():
             numbers = self._numbers[index]
-            _scatter(numbers, places[index][0], tf.cast(own, tf.float64))
+            scatter(numbers, places[index][0], tf.cast(own, tf.float64))
             distinct[index] = tf.cast(tf.gather(numbers, _entries(own[: counts[index]])), tf.int64)
         return {
             path: tf.IndexedSlices(tf.math.unsorted_segment_sum(own, places[index][0], counts[index]), distinct[index])
@@ -127,7 +128,7 @@ class SparseExchange:
         """
         entries, numbers = _entries(rows), self._numbers[index]
         # The largest, not the last that is written, which on a GPU is any: rows are in the same order on all workers.
-        _scatter(numbers, rows, tf.zeros_like(rows, tf.float64))
+        scatter(numbers, rows, tf.zeros_like(rows, tf.float64))
         tf.raw_ops.ResourceScatterMax(resource=numbers.handle, indices=rows, updates=tf.cast(entries, tf.float64))
         last = tf.cast(tf.gather(numbers, rows), tf.int64)  # the last entry that has the same row
         is_last = tf.cast(last == entries, tf.int64)
@@ -137,7 +138,3 @@ class SparseExchange:
 def _entries(rows: tf.Tensor) -> tf.Tensor:
     """Return 0, 1, ... for each of rows [n] int64. A GPU would wait for the limits of a tf.range of int64."""
     return tf.cumsum(tf.ones_like(rows), exclusive=True)
-
-
-def _scatter(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
-    tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)

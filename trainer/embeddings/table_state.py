@@ -41,7 +41,7 @@ class DeviceState:
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
         """Overwrites distinct rows [n] int64 of every variable; values are [n, ...], by name."""
         for name, own in values.items():
-            _scatter(self._variables[name], rows, own)
+            scatter(self._variables[name], rows, own)
 
 
 class CacheUse(NamedTuple):
@@ -127,7 +127,7 @@ class HostState:
         with tf.device(HOST):
             rows = tf.identity(rows)
             for name, own in values.items():
-                _scatter(self._variables[name], rows, own)
+                scatter(self._variables[name], rows, own)
         self._keep(rows, values)
 
     def _keep(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
@@ -144,18 +144,18 @@ class HostState:
             kept = tf.where(is_cached)[:, 0]
             places = tf.gather(places, kept)
         for name, own in values.items():
-            _scatter(self._cached[name], places, tf.gather(own, kept))
+            scatter(self._cached[name], places, tf.gather(own, kept))
 
     def _take_over(self, places: tf.Tensor, rows: tf.Tensor, was_cached: tf.Tensor) -> None:
         """Settles the credits of the places [n] of rows [n], and who owns them from now on."""
         own, wanted = places[was_cached], places[~was_cached]
         # Of several rows for a place, all write the same credits, in whatever order.
-        _scatter(self._credits, own, tf.minimum(tf.gather(self._credits, own) + 1, MOST_CREDITS))
+        scatter(self._credits, own, tf.minimum(tf.gather(self._credits, own) + 1, MOST_CREDITS))
         credits = tf.gather(self._credits, wanted)  # at least 1 where the owner is in the batch
         is_free = credits == 0
-        _scatter(self._credits, wanted, tf.where(is_free, tf.ones_like(credits), credits - 1))
+        scatter(self._credits, wanted, tf.where(is_free, tf.ones_like(credits), credits - 1))
         free = wanted[is_free]
-        _scatter(self._owners, free, tf.fill(tf.shape(free), tf.constant(NOBODY, tf.int64)))
+        scatter(self._owners, free, tf.fill(tf.shape(free), tf.constant(NOBODY, tf.int64)))
         first = rows[~was_cached][is_free]
         tf.raw_ops.ResourceScatterMin(resource=self._owners.handle, indices=free, updates=first)
 
@@ -164,5 +164,6 @@ def _empty(shape: tuple[int, ...], dtype: tf.DType) -> tf.Variable:
     return tf.Variable(initial_value(shape, 0.0, overwritten=True, dtype=dtype.name), trainable=False)
 
 
-def _scatter(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
+def scatter(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
+    """Overwrites rows [n] int64 of a variable by values [n, ...]."""
     tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)

@@ -118,13 +118,13 @@ def test_sparse_sums_equal_dense_sums(workers, sharded, seed):
 
 def test_workers_keep_rows_in_one_order(monkeypatch):
     """Else a norm of all rows would differ between workers, where a GPU writes equal rows in any order."""
-    scatter = exchange._scatter
+    scatter = exchange.scatter
 
     def in_any_order(variable, rows, values):
         order = np.random.permutation(len(rows))
         scatter(variable, tf.gather(rows, order), tf.gather(values, order))
 
-    monkeypatch.setattr(exchange, "_scatter", in_any_order)
+    monkeypatch.setattr(exchange, "scatter", in_any_order)
 
     def work(comm):
         embeddings, rng = make_model().embeddings, np.random.default_rng(comm.rank)
