@@ -1,7 +1,6 @@
 """Builds what a run consists of: this worker's connection to the others, the model, and its training step and state."""
 
 import os
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -120,10 +119,7 @@ def start_at_base_rates(config: Options, model: RankingModel, spec: FeatureSpec)
     Raises:
         DataError: a label file is damaged, or a label is out of range.
     """
-    columns = {label.name: label for label in spec.labels}
-    if spec.sample_weight is not None:
-        columns[spec.sample_weight.name] = spec.sample_weight
-    only_labels = replace(spec, features=columns, channels={LABEL: spec.channels[LABEL]}, sequences=())
+    only_labels = spec.only(LABEL, with_sample_weight=True)
     sample = draw_sample(ParquetReader(only_labels, config.data.train_mapping), max_read=max_read(only_labels))
     if config.training.negatives == "logit":
         without_negative_factor(spec)(sample, 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.checks.labels import inspect_labels, labels_only, read_statistics
+from data.checks.labels import inspect_labels, read_statistics
 from data.checks.sample import draw_sample, max_read
 from data.encoding.held_out import draw_held_out
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
@@ -26,7 +26,7 @@ from data.loading.part import Part
 from data.memory import check_fits
 from data.spec.embedding_sizes import embedding_dims, unused_widths
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import SCORE, VALID
+from data.spec.features import LABEL, SCORE, VALID
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.mirror import place
 from trainer.checkpoint.run_state import RunState
@@ -480,7 +480,7 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
 def _check_calibration_labels(kind: str, spec: FeatureSpec) -> None:
     """Check that every binary label has positive and negative rows to fit a calibrator on."""
     report = _report_progress(f"checking the labels of {VALID!r}")
-    reader = ParquetReader(labels_only(spec), VALID)
+    reader = ParquetReader(spec.only(LABEL), VALID)
     for found in read_statistics(spec, reader, lambda done, of: report("row groups of labels", done, of)):
         if found.label.is_binary and found.total in (0, found.rows):
             lacks = "negative" if found.total else "positive"

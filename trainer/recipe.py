@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.checks.labels import labels_only
 from data.checks.sample import draw_sample, max_read
 from data.errors import DataError
 from data.loading.parquet import ParquetReader, open_files
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
 from trainer.config import DataOptions, ModelOptions, Options
 
 # Steps per epoch that the batch size aims at, and its limits. Below the smaller one a step is mostly overhead, above
@@ -206,7 +206,7 @@ def _information(spec: FeatureSpec, mapping: str) -> float:
     """Return `TrainingData.information`; 1 if not all labels are binary."""
     if not all(label.is_binary for label in spec.labels):
         return 1.0
-    labels = labels_only(spec)
+    labels = spec.only(LABEL)
     sample = draw_sample(ParquetReader(labels, mapping), max_read=max_read(labels)).labels
     known = np.isfinite(sample)
     shares = np.sum(sample, axis=0, where=known) / np.maximum(known.sum(axis=0), 1)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -122,7 +122,7 @@ def inspect_labels(
     Raises:
         DataError: A file is missing or damaged, or holds invalid values.
     """
-    reader = ParquetReader(labels_only(spec), mapping)
+    reader = ParquetReader(spec.only(LABEL), mapping)
     labels = read_statistics(spec, reader, partial(on_progress, "row groups of labels"))
     problems = [
         text for found in labels for text in (_constant(found, reader, mapping), _orphans(found, reader)) if text
@@ -145,7 +145,7 @@ def read_statistics(
 
     Args:
         spec: specification of the dataset.
-        reader: reader of a mapping's labels (see `labels_only`).
+        reader: reader of a mapping's labels.
         on_row_group: called after each row group with the number done and the total.
 
     Raises:
@@ -163,12 +163,6 @@ def read_statistics(
         first_row += rows
         on_row_group(row_group + 1, len(reader.row_group_rows))
     return list(labels.values())
-
-
-def labels_only(spec: FeatureSpec) -> FeatureSpec:
-    """Returns a specification with only the labels, so that no other column is read."""
-    labels = {label.name: label for label in spec.labels}
-    return replace(spec, features=labels, channels={LABEL: spec.channels[LABEL]}, sequences=())
 
 
 def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) -> str | None:

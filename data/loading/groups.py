@@ -1,7 +1,6 @@
 """Plan epochs of whole groups: all rows with the same value of the map feature in one step, on one worker."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -19,11 +18,7 @@ def read_groups(spec: FeatureSpec, mapping: str, part: Part | None) -> np.ndarra
     Raises:
         DataError: if the specification has no map feature, or the files do not hold it.
     """
-    channels = {MAP: spec.channels.get(MAP, ())}
-    only = replace(
-        spec, features={name: spec.features[name] for name in channels[MAP]}, channels=channels, sequences=()
-    )
-    whole = ParquetReader(only, mapping, with_group=True)
+    whole = ParquetReader(spec.only(MAP), mapping, with_group=True)
     reader = whole if part is None else PartReader(whole, part)
     groups, filled = np.empty(reader.rows, np.int64), 0
     for row_group, rows in enumerate(reader.row_group_rows.tolist()):

@@ -340,6 +340,14 @@ class FeatureSpec:
         folder = self.folder.absolute()
         return tuple(located(folder, file) for chunk in self.chunks(mapping) for file in chunk.files)
 
+    def only(self, channel: str, *, with_sample_weight: bool = False) -> "FeatureSpec":
+        """Returns a specification with the features of a single channel, so that no other column is read."""
+        features = list(self.channel(channel))
+        if with_sample_weight and self.sample_weight is not None:
+            features.append(self.sample_weight)
+        names = {channel: self.channels.get(channel, ())}
+        return replace(self, features={feature.name: feature for feature in features}, channels=names, sequences=())
+
     def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
         """Returns a specification with the same features and channels, but other files, located under `folder`.
 

@@ -5,12 +5,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from data.checks.labels import LabelStatistics, inspect_labels, labels_only, read_statistics
+from data.checks.labels import LabelStatistics, inspect_labels, read_statistics
 from data.checks.sample import MAX_ROW_GROUPS, draw_sample, quotas_of, spread_row_groups
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
 from tests.data.sample_data import (
     FEATURES,
     arrow_table,
@@ -33,7 +34,7 @@ def funnel_rows(rows: int = 400) -> pd.DataFrame:
 
 
 def facts_of(spec: FeatureSpec) -> dict[str, LabelStatistics]:
-    return {found.label.name: found for found in read_statistics(spec, ParquetReader(labels_only(spec), "train"))}
+    return {found.label.name: found for found in read_statistics(spec, ParquetReader(spec.only(LABEL), "train"))}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.checks.dataset import Finding, MappingSummary, check_mapping
-from data.checks.labels import labels_only
 from data.checks.leaks import find_leaks
 from data.checks.sample import draw_sample
 from data.errors import DataError
@@ -22,6 +21,7 @@ from data.loading.loader import ParquetLoader
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import LABEL
 from tests.data.sample_data import (
     arrow_table,
     check_pads,
@@ -166,7 +166,7 @@ def test_steps_of_whole_groups(tmp_path):
 
 def test_labels_are_read_alone(tmp_path):
     frame = rows_of(40)
-    reader = ParquetReader(labels_only(write_sequences(tmp_path, [[40]], frame)), "train")
+    reader = ParquetReader(write_sequences(tmp_path, [[40]], frame).only(LABEL), "train")
     batch = decoded(reader, 0, 0, 40)
     assert batch.labels[:, 0].tolist() == frame.click.tolist()
     assert batch.id_lists.lengths.shape == batch.number_lists.lengths.shape == (40, 0)
