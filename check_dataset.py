@@ -14,7 +14,7 @@ from data.spec.feature_spec import FeatureSpec
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code.
+    """Run the command and return its exit code.
 
     Returns:
         0 if no error was found, 1 for errors in the data or a failure, 2 for a wrong specification or arguments.
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Prints the findings, notes on what is unusual, and a summary; returns 1 if any finding is an error, else 0."""
+    """Print the findings, notes on what is unusual, and a summary; return 1 if any finding is an error, else 0."""
     spec = FeatureSpec.read(args.dataset / args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     counts: Counter[str] = Counter()
     values = DatasetCounts(spec, read_encoders(spec, allow_outside_paths=args.allow_outside_paths))

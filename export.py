@@ -11,7 +11,7 @@ from trainer.process.startup import import_tensorflow, quick_imports, robust_std
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the export and returns an exit code of main.py; checks what it can before TensorFlow is imported."""
+    """Run the export and return an exit code of main.py; check what it can before TensorFlow is imported."""
     try:
         request = read_request(argv)
         with quick_imports():

@@ -26,13 +26,13 @@ VALUES_AT_ONCE = 1 << 21
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
+    """Run the command and return its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
     return run_tool("gen_csv", lambda: generate(args))
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Writes random rows to every file of a CSV specification, and a copy of the specification next to them.
+    """Write random rows to every file of a CSV specification, and a copy of the specification next to them.
 
     Raises:
         DataError: The specification lists files that are not CSV, an output file already exists, or the rows fit
@@ -54,7 +54,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def _write_vectors(spec: FeatureSpec, feature: Feature, output: Path, seed: int) -> None:
-    """Writes random vectors for all ids that a pretrained vector is looked up by."""
+    """Write random vectors for all ids that a pretrained vector is looked up by."""
     of = spec.features[str(feature.of)]
     path, rows = output / str(feature.pretrained), max(1, VALUES_AT_ONCE // (feature.dimension or 1))
     blocks = (np.arange(start, min(start + rows, of.cardinality or 0)) for start in range(0, of.cardinality or 0, rows))
@@ -65,7 +65,7 @@ def _write_vectors(spec: FeatureSpec, feature: Feature, output: Path, seed: int)
 
 
 def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
-    """Raises DataError if lists do not fit in memory, or the rows do not fit on the disk."""
+    """Raise DataError if lists do not fit in memory, or the rows do not fit on the disk."""
     block = min(rows, BLOCK_ROWS)
     lists = [
         (f"feature {feature.name!r}", feature.max_hotness or 0, 1 if feature.weights is None else 2)
@@ -104,7 +104,7 @@ def _check_sizes(spec: FeatureSpec, output: Path, rows: int) -> None:
 
 
 def _check_output(spec: FeatureSpec, args: argparse.Namespace) -> None:
-    """Raises DataError if a file is listed twice, is not CSV or exists, or if another specification is in the way."""
+    """Raise DataError if a file is listed twice, is not CSV or exists, or if another specification is in the way."""
     spec_path, output = args.feature_spec_in, args.output
     files = Counter(path for mapping in spec.sources for path in spec.files(mapping))
     for path, count in files.items():

@@ -18,7 +18,7 @@ from data.storage.output_paths import check_replaceable_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
+    """Run the command and return its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
 
     def job() -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
-    """Returns {categorical feature: width}: `embedding_dim` if stated, else from the cardinality, up to `max_size`."""
+    """Return {categorical feature: width}: `embedding_dim` if stated, else from the cardinality, up to `max_size`."""
     return {
         feature.name: feature.embedding_dim or min(max_size, default_dim(feature.cardinality or 1))
         for feature in spec.categorical
@@ -40,7 +40,7 @@ def rule_sizes(spec: FeatureSpec, max_size: int) -> dict[str, int]:
 
 
 def random_sizes(spec: FeatureSpec, max_size: int, seed: int) -> dict[str, int]:
-    """Returns {categorical feature: width} with widths drawn uniformly from [1, max_size]."""
+    """Return {categorical feature: width} with widths drawn uniformly from [1, max_size]."""
     rng = np.random.default_rng(seed)
     return {feature.name: int(rng.integers(1, max_size + 1)) for feature in spec.categorical}
 
@@ -53,7 +53,7 @@ def _write(sizes: dict[str, int], path: Path) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Raises DataError if the file exists: it may be hand-written, so no file with content is overwritten."""
+    """Raise DataError if the file exists: it may be hand-written, so no file with content is overwritten."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a file, such as {path / 'embedding_sizes.json'}")
     check_replaceable_file(path, "--output", lambda _: False)

@@ -53,7 +53,7 @@ REJECTED_GRACE_SECONDS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one worker and returns its exit code, which is also written to the worker's record."""
+    """Run one worker and return its exit code, which is also written to the worker's record."""
     arguments = sys.argv[1:] if argv is None else argv
     results_dir = path_in(arguments, "results_dir")  # the record is written even if the arguments are invalid
     try:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(trainer: "Trainer", config: Options, env: WorkerEnv) -> None:
-    """Does what the flags ask for."""
+    """Do what the flags ask for."""
     run = config.run
     if run.benchmark:
         trainer.benchmark()
@@ -107,7 +107,7 @@ def _run(trainer: "Trainer", config: Options, env: WorkerEnv) -> None:
 
 
 def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack) -> tuple[Options, Inputs | None]:
-    """Parses the arguments, opens the data and checks that the run can start; locks the model folder for training.
+    """Parse the arguments, open the data and check that the run can start; lock the model folder for training.
 
     Returns:
         The configuration and the inputs; None if several workers predict raw rows, which rank 0 has yet to encode.
@@ -129,7 +129,7 @@ def _parse_and_check(arguments: list[str], env: WorkerEnv, resources: ExitStack)
 
 
 def _encode_and_open(config: Options, env: WorkerEnv, comm: "Comm", resources: ExitStack) -> tuple[Options, Inputs]:
-    """Encodes raw rows on rank 0, opens them on all workers and checks that the run can start. A collective."""
+    """Encode raw rows on rank 0, open them on all workers and check that the run can start. A collective."""
     config = encode_for_all(config, comm, resources)
     data = open_inputs(config, env)
     _check(config, data, env)
@@ -137,7 +137,7 @@ def _encode_and_open(config: Options, env: WorkerEnv, comm: "Comm", resources: E
 
 
 def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
-    """Checks that the run can start, and prints its folders and warnings on rank 0."""
+    """Check that the run can start, and print its folders and warnings on rank 0."""
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
@@ -152,7 +152,7 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
 
 
 def _report_failure(error: Exception, env: WorkerEnv, record: WorkerRecord) -> int:
-    """Reports an error that ends the run and returns its exit code; raises it again if it is none that is expected."""
+    """Report an error that ends the run and return its exit code; raise it again if it is none that is expected."""
     from tensorflow.errors import ResourceExhaustedError
 
     from trainer.comm import lost_peer
@@ -184,7 +184,7 @@ def _code_of(error: DataError) -> int:
 
 
 def _reject(error: DataError, env: WorkerEnv, record: WorkerRecord) -> int:
-    """Reports wrong input once per host and returns the exit code.
+    """Report wrong input once per host and return the exit code.
 
     All workers find the same mistake. Local rank 0 reports it; the others wait for the launcher to stop them. Errors
     from the lock are raised on rank 0 alone.

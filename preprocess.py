@@ -32,7 +32,7 @@ Encode new rows:         preprocess.py --workflow DATA/workflow --input NEW --ou
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
+    """Run the command and return its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
 
     def job() -> int:
@@ -93,12 +93,12 @@ def _preprocess(args: argparse.Namespace) -> None:
 
 
 def _stored(args: argparse.Namespace) -> Path | None:
-    """Returns the path of the specification that the earlier dataset was made with, with --extend."""
+    """Return the path of the specification that the earlier dataset was made with, with --extend."""
     return args.extend / RAW_SPEC_FILE if args.extend else None
 
 
 def _specification(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Returns the path of the raw specification, and the folder that the paths in it are relative to."""
+    """Return the path of the raw specification, and the folder that the paths in it are relative to."""
     if args.infer:
         return args.write_spec, args.write_spec.absolute().parent
     is_local = [remote.url_of(path) is None and not has_wildcard(str(path)) for path in args.input]
@@ -120,14 +120,14 @@ def _exists(path: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    """Returns whether an input is a folder, rather than a file or a pattern."""
+    """Return whether an input is a folder, rather than a file or a pattern."""
     if remote.url_of(path) is None:
         return path.is_dir()
     return not has_wildcard(str(path)) and not _exists(path)
 
 
 def _existing(path: Path, raw: Path, otherwise: Path | None) -> Path:
-    """Returns the path of a specification of raw files, if it exists, or another one."""
+    """Return the path of a specification of raw files, if it exists, or another one."""
     if not _exists(path):
         if otherwise is not None:
             return otherwise
@@ -139,7 +139,7 @@ def _existing(path: Path, raw: Path, otherwise: Path | None) -> Path:
 
 
 def _quoted(path: Path) -> str:
-    """Returns a path for a command; --infer works on local files only."""
+    """Return a path for a command; --infer works on local files only."""
     return shlex.quote(str(path) if remote.url_of(path) is None else f"COPY/{path.name}")
 
 
@@ -195,7 +195,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exits with an error unless the flags say what to do."""
+    """Exit with an error unless the flags say what to do."""
     if args.infer:
         if not args.label:
             parser.error("--infer: needs --label COLUMN, the column to learn")
@@ -210,7 +210,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exits with an error unless the flags say what to do without --infer."""
+    """Exit with an error unless the flags say what to do without --infer."""
     if args.extend and args.workflow:
         parser.error(
             "--extend: makes a dataset to train on, and --workflow encodes rows to predict; remove one of them"

@@ -17,7 +17,7 @@ NOTE = "loss: mean of the training losses logged since the evaluation before; *:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code.
+    """Run the command and return its exit code.
 
     Returns:
         0 for success, 1 if the figures or the page could not be written, 2 for wrong arguments or no usable log.
@@ -46,12 +46,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """Prints text that may contain file names or log contents, with control characters escaped."""
+    """Print text that may contain file names or log contents, with control characters escaped."""
     print(printable(text))
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """Returns a short unique name per folder: the shortest suffix of its path that tells it apart from the others."""
+    """Return a short unique name per folder: the shortest suffix of its path that tells it apart from the others."""
     parts = [folder.parts for folder in folders]
     lengths = [1] * len(parts)
     # Lengthen only the names that clash, until none does (or their paths are used up).

@@ -33,7 +33,7 @@ Exit codes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the supervisor and returns its exit code (see EPILOG)."""
+    """Run the supervisor and return its exit code (see EPILOG)."""
     words = sys.argv[1:] if argv is None else argv
     own, dashes, command = _split(words)
     parser = _parser()
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _split(words: list[str]) -> tuple[list[str], bool, list[str]]:
-    """Splits the arguments at the first "--" into (own flags, whether there is a "--", command)."""
+    """Split the arguments at the first "--" into (own flags, whether there is a "--", command)."""
     if "--" not in words:
         return words, False, []
     position = words.index("--")

@@ -10,7 +10,7 @@ from data.files.transcode import transcode
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
+    """Run the command and return its exit code: 0 for success, 1 for a failure, 2 for wrong input or arguments."""
     args = _parse(argv)
 
     def job() -> int:

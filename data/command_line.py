@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parses `argv` (without the program name), or the arguments of this process if it is None.
+        """Parse `argv` (without the program name), or the arguments of this process if it is None.
 
         Arguments that no file name or log can contain are errors too: NUL characters, and bytes that are not UTF-8,
         which Python passes on as surrogates.
@@ -50,18 +50,18 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """Prints the usage and the message, with a suggested flag if there is one, and exits with code 2."""
+        """Print the usage and the message, with a suggested flag if there is one, and exit with code 2."""
         super().error(message + self.nearest_flag(message))
 
     def nearest_flag(self, message: str) -> str:
-        """Returns "; did you mean FLAG?" for an unknown flag named in an error message, or an empty string."""
+        """Return "; did you mean FLAG?" for an unknown flag named in an error message, or an empty string."""
         flags = [name for action in self._actions for name in action.option_strings]
         wrong = [word for word in message.replace(":", " ").split() if word.startswith("--") and word not in flags]
         found = [near for word in wrong if (near := nearest(word, flags))]
         return f"; did you mean {found[0]}?" if found else ""
 
     def add_outside_paths(self) -> None:
-        """Adds --allow_outside_paths, which every command that reads a specification has."""
+        """Add --allow_outside_paths, which every command that reads a specification has."""
         self.add_argument("--allow_outside_paths", action="store_true", help=OUTSIDE_PATHS_HELP)
 
 
@@ -74,7 +74,7 @@ def _is_text(word: str) -> bool:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """Returns an argparse `type` that accepts integers from `least` to 2**31 - 1."""
+    """Return an argparse `type` that accepts integers from `least` to 2**31 - 1."""
 
     def convert(text: str) -> int:
         is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))
@@ -86,7 +86,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def location(text: str) -> Path:
-    """An argparse `type`: a local path, or for a URL the path of its local copy, which `url_of` turns back."""
+    """Convert a flag's text to a local path: for a URL that of its local copy, which `url_of` turns back."""
     try:
         return mirror_of(text) if is_url(text) else Path(text)
     except DataError as error:
@@ -94,7 +94,7 @@ def location(text: str) -> Path:
 
 
 def run_tool(name: str, job: Callable[[], int]) -> int:
-    """Runs the job of a tool and returns its exit code.
+    """Run the job of a tool and return its exit code.
 
     Returns:
         The job's own code, 1 for a system failure (I/O error, out of memory) or an interrupt, 2 for wrong input.

@@ -35,7 +35,7 @@ class LostInputError(OSError):
 
 
 def printable(text: str) -> str:
-    """Returns a text with everything but printable characters and newlines (ESC, lone surrogates) backslash-escaped."""
+    """Return a text with everything but printable characters and newlines (ESC, lone surrogates) backslash-escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -44,14 +44,14 @@ def printable(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns the `repr` of a value, shortened if it is long."""
+    """Return the `repr` of a value, shortened if it is long."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)
 
 
 def described(value: Any) -> str:
-    """Returns a value in words that distinguish, for example, the string '3' from the number 3."""
+    """Return a value in words that distinguish, for example, the string '3' from the number 3."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -68,13 +68,13 @@ def described(value: Any) -> str:
 
 
 def listed(names: Iterable[str], count: int, separator: str = ", ") -> str:
-    """Joins the first dozen of `count` names in one line, without consuming the rest of the iterable."""
+    """Join the first dozen of `count` names in one line, without consuming the rest of the iterable."""
     text = separator.join(islice(names, MAX_NAMES_LISTED))
     return f"{text}{separator}... ({count} in all)" if count > MAX_NAMES_LISTED else text
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the most similar of the first thousand known names, or None if none is similar enough."""
+    """Return the most similar of the first thousand known names, or None if none is similar enough."""
     if len(name) > MAX_LENGTH_COMPARED:
         return None
     matches = difflib.get_close_matches(name, list(islice(known, MAX_NAMES_COMPARED)), n=1)

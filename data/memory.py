@@ -16,7 +16,7 @@ _VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def available_memory(processes: int = 1) -> int:
-    """Returns the bytes this process can still allocate, given physical memory, control groups and resource limits.
+    """Return the bytes this process can still allocate, given physical memory, control groups and resource limits.
 
     The page cache counts as available, because the kernel reclaims it first. Swap does not: training from swap takes
     hours instead of minutes.
@@ -35,7 +35,7 @@ def available_memory(processes: int = 1) -> int:
 
 
 def check_fits(needed: int, what: str, fix: str, processes: int = 1) -> None:
-    """Checks that an allocation fits in the available memory, before any of it is made.
+    """Check that an allocation fits in the available memory, before any of it is made.
 
     Args:
         needed: lower bound of the bytes to allocate.
@@ -55,12 +55,12 @@ def check_fits(needed: int, what: str, fix: str, processes: int = 1) -> None:
 
 
 def in_gibibytes(count: int) -> str:
-    """Formats a number of bytes in GiB, or in MiB below 1/8 GiB."""
+    """Format a number of bytes in GiB, or in MiB below 1/8 GiB."""
     return f"{count / 2**30:,.2f} GiB" if count >= 2**27 else f"{count / 2**20:,.1f} MiB"
 
 
 def _left_in_control_groups() -> Iterator[int]:
-    """Yields the bytes left in each limited control group of this process and in its parent groups."""
+    """Yield the bytes left in each limited control group of this process and in its parent groups."""
     for line in _text(PROCESS / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -70,7 +70,7 @@ def _left_in_control_groups() -> Iterator[int]:
 
 
 def _left_on_path(root: Path, path: str, names: tuple[str, str, tuple[str, str]]) -> Iterator[int]:
-    """Yields the bytes left in each group from `path` up to the root; in a container only the root may be visible."""
+    """Yield the bytes left in each group from `path` up to the root; in a container only the root may be visible."""
     limit_file, usage_file, caches = names
     group = root / path.lstrip("/")
     for folder in (group, *group.parents):
@@ -83,7 +83,7 @@ def _left_on_path(root: Path, path: str, names: tuple[str, str, tuple[str, str]]
 
 
 def _text(path: Path) -> str:
-    """Returns the content of a kernel file, or an empty string if it cannot be read."""
+    """Return the content of a kernel file, or an empty string if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

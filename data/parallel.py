@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Calls a function on every item, in a thread per available core, and returns the results in order.
+    """Call a function on every item, in a thread per available core, and return the results in order.
 
     Calls begin in the order of the items.
 

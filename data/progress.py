@@ -20,17 +20,17 @@ class Bar(tqdm):
     """
 
     def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> Any:
-        """Draws the bar, as `tqdm.refresh` does."""
+        """Draw the bar, as `tqdm.refresh` does."""
         with nullcontext() if nolock else self.get_lock():
             return super().refresh(nolock=True)
 
 
 def unseen(amount: int) -> None:
-    """Ignores the progress."""
+    """Ignore the progress."""
 
 
 def progress_bar(name: str, total: int, unit: str, report: Callable[[str], None], **options: Any) -> Bar:
-    """Creates a bar that is removed at the end. Elsewhere than on a terminal, it reports a line every five seconds.
+    """Create a bar that is removed at the end. Elsewhere than on a terminal, it reports a line every five seconds.
 
     Args:
         name: what is being done.
@@ -58,9 +58,9 @@ class _ReportedLines:
         self._report = report
 
     def write(self, text: str) -> None:
-        """Reports a drawn bar; the texts that only move the cursor or clear the line are dropped."""
+        """Report a drawn bar; the texts that only move the cursor or clear the line are dropped."""
         if line := text.strip():
             self._report(line)
 
     def flush(self) -> None:
-        """Does nothing: lines are reported at once."""
+        """Do nothing: lines are reported at once."""

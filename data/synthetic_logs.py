@@ -62,12 +62,12 @@ class Entity:
     first: int | None = None
 
     def draw(self, generator: np.random.Generator, rows: int) -> np.ndarray:
-        """Draws the values of rows, [rows] int64 in [0, size)."""
+        """Draw the values of rows, [rows] int64 in [0, size)."""
         shares = np.cumsum(np.arange(1, self.size + 1, dtype=np.float64) ** -self.skew)
         return np.searchsorted(shares, generator.random(rows) * shares[-1], side="right").clip(0, self.size - 1)
 
     def names(self, column: str, seed: int) -> pa.Array:
-        """Returns the values as they are written."""
+        """Return the values as they are written."""
         numbers = np.arange(self.size)
         if self.first is not None:
             return pa.array(numbers + self.first)
@@ -101,7 +101,7 @@ COLUMNS = (
 
 
 def hex_ids(numbers: np.ndarray, column: str, seed: int) -> pa.Array:
-    """Returns ids of eight hex digits for the numbers of a column, [n] strings."""
+    """Return ids of eight hex digits for the numbers of a column, [n] strings."""
     hashes = hash_rows(seed, np.array([column]), numbers) & np.uint64(0xFFFFFFFF)
     digits = np.ascontiguousarray(hashes.astype(">u4")).view(np.uint8).tobytes().hex()
     return pa.array([digits[start : start + 8] for start in range(0, len(digits), 8)])
@@ -125,7 +125,7 @@ class Effects:
 
     @classmethod
     def drawn(cls, seed: int) -> "Effects":
-        """Draws the pattern of a seed."""
+        """Draw the pattern of a seed."""
         generator = np.random.default_rng([_EFFECTS, seed])
         by_column = {
             name: entity.effect * generator.standard_normal((2, entity.size)) for name, entity in ENTITIES.items()
@@ -135,7 +135,7 @@ class Effects:
         return cls(by_column, interests, pairs, seed)
 
     def of_devices(self, devices: np.ndarray) -> np.ndarray:
-        """Returns the effect of each device on the logit of a click, [rows]; 0 for an anonymous one (-1)."""
+        """Return the effect of each device on the logit of a click, [rows]; 0 for an anonymous one (-1)."""
         uniform = hash_rows(self.devices, np.array(["effect"]), devices).astype(np.float64) / 2.0**64
         return np.where(devices < 0, 0.0, 2.0 * uniform - 1.0)
 
@@ -156,7 +156,7 @@ class Day:
 
 
 def draw_day(effects: Effects, names: Mapping[str, pa.Array], number: int, rows: int, seed: int) -> Day:
-    """Draws the rows of one day.
+    """Draw the rows of one day.
 
     Args:
         effects: pattern of the labels.
@@ -216,21 +216,21 @@ def _hour_shares() -> np.ndarray:
 
 
 def _draw_devices(generator: np.random.Generator, day: int, rows: int) -> np.ndarray:
-    """Draws devices: most come back on every day, the others appear on this day only."""
+    """Draw devices: most come back on every day, the others appear on this day only."""
     is_new = generator.random(rows) < NEW_DEVICE_SHARE
     new = DEVICES.size * (day + 1) + generator.integers(0, DEVICES.size, rows)
     return np.where(is_new, new, DEVICES.draw(generator, rows))
 
 
 def _draw_interests(generator: np.random.Generator, rows: int) -> np.ndarray:
-    """Draws 0 to MAX_INTERESTS different interests per row, [rows, MAX_INTERESTS], and -1 for none."""
+    """Draw 0 to MAX_INTERESTS different interests per row, [rows, MAX_INTERESTS], and -1 for none."""
     order = np.argsort(generator.random((rows, INTERESTS.size)), axis=1)[:, :MAX_INTERESTS]
     length = generator.integers(0, MAX_INTERESTS + 1, rows)
     return np.where(np.arange(MAX_INTERESTS) < length[:, None], order, -1)
 
 
 def _joined(names: pa.Array, codes: np.ndarray) -> pa.Array:
-    """Returns the names of a row's codes joined with "|"; null where it has none."""
+    """Return the names of a row's codes joined with "|"; null where it has none."""
     lengths = (codes >= 0).sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), names.take(pa.array(codes[codes >= 0])))
@@ -242,7 +242,7 @@ def _blanked(values: pa.Array, is_missing: np.ndarray) -> pa.Array:
 
 
 def write_logs(output: Path, *, rows: int = 200_000, days: int = 10, seed: int = 0) -> None:
-    """Writes the logs, the new rows and the summary, atomically.
+    """Write the logs, the new rows and the summary, atomically.
 
     Args:
         output: folder for the files.
@@ -273,7 +273,7 @@ def write_logs(output: Path, *, rows: int = 200_000, days: int = 10, seed: int =
 
 
 def value_names(seed: int) -> dict[str, pa.Array]:
-    """Returns {column: its values as they are written} of a seed."""
+    """Return {column: its values as they are written} of a seed."""
     names = {name: entity.names(name, seed) for name, entity in ENTITIES.items()}
     names |= {name: hex_ids(np.arange(2000), name, seed) for name in ("site_domain", "app_domain")}
     words = "autos books cooking fashion finance games health music news sports tech travel"
@@ -285,7 +285,7 @@ def _write_csv(table: pa.Table, file: pa.NativeFile) -> None:
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Returns the ROC AUC of untied scores, or None unless both classes occur."""
+    """Return the ROC AUC of untied scores, or None unless both classes occur."""
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if not positives or not negatives:
@@ -296,7 +296,7 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
+    """Run the command; return the exit code: 0 success, 1 failure, 2 invalid input or arguments."""
     parser = Parser(
         prog="python -m data.synthetic_logs",
         description="Generates raw click logs, similar to Avazu's, whose labels follow a known pattern.",

@@ -20,7 +20,7 @@ entries metric, previous, new, tolerance and kept. Without a previous model, the
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 for a decision, 1 for a failure, 2 for wrong input."""
+    """Run the command and return its exit code: 0 for a decision, 1 for a failure, 2 for wrong input."""
     args = _parser().parse(argv)
 
     def job() -> int:

@@ -27,7 +27,7 @@ SEARCH_HELP = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0 done, 1 trials keep failing or interrupted, 2 wrong input."""
+    """Run the command and return its exit code: 0 done, 1 trials keep failing or interrupted, 2 wrong input."""
     words = sys.argv[1:] if argv is None else argv
     split = words.index("--") if "--" in words else len(words)
     arguments = _parser().parse(words[:split])

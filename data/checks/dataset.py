@@ -118,7 +118,7 @@ class MappingSummary:
 
 
 def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> Iterator[Finding]:
-    """Scans all files of a mapping once and yields the findings.
+    """Scan all files of a mapping once and yield the findings.
 
     Memory is bounded by a batch of rows, and 16 bytes per row for each list that belongs to one in another
     chunk, such as weights of ids.
@@ -161,7 +161,7 @@ def check_mapping(spec: FeatureSpec, mapping: str, summary: MappingSummary) -> I
 
 
 def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Iterator[Finding]:
-    """Checks the files next to the specification: embedding widths, pretrained vectors, and the fitted workflow.
+    """Check the files next to the specification: embedding widths, pretrained vectors, and the fitted workflow.
 
     Args:
         spec: a valid specification.
@@ -180,7 +180,7 @@ def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Ite
 
 
 def _check_vectors(spec: FeatureSpec) -> Iterator[Finding]:
-    """Reads the files of pretrained vectors. Only training needs them: datasets of new rows have none."""
+    """Read the files of pretrained vectors. Only training needs them: datasets of new rows have none."""
     for feature in spec.pretrained:
         path = spec.folder / str(feature.pretrained)
         if not os.path.lexists(path):
@@ -200,7 +200,7 @@ def _check_vectors(spec: FeatureSpec) -> Iterator[Finding]:
 
 
 def read_encoders(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> dict[str, Encoder]:
-    """Loads the encoders of a dataset, by feature; none if there are none, or `check_folder` finds them unusable."""
+    """Load the encoders of a dataset, by feature; none if there are none, or `check_folder` finds them unusable."""
     try:
         has_workflow = workflow_files(spec.folder, allow_outside_paths=allow_outside_paths)
         return load_encoders(spec.folder / ENCODERS_FOLDER) if has_workflow else {}
@@ -209,7 +209,7 @@ def read_encoders(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> di
 
 
 def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Generator[Finding, None, int | None]:
-    """Scans the files of a column group; returns its number of rows, or None if a file cannot be read."""
+    """Scan the files of a column group; return its number of rows, or None if a file cannot be read."""
     columns = [describe_column(spec, name) for name in chunk.features]
     scan = _scan_parquet if chunk.type == "parquet" else _scan_csv
     counts = []
@@ -232,7 +232,7 @@ def _check_map(spec: FeatureSpec, mapping: str) -> Iterator[Finding]:
 
 
 def _lists_in_other_chunks(spec: FeatureSpec, mapping: str) -> dict[str, str]:
-    """Returns {column: the column whose lists are as long} of those that are in different chunks of a mapping."""
+    """Return {column: the column whose lists are as long} of those that are in different chunks of a mapping."""
     chunk_of = {name: index for index, chunk in enumerate(spec.chunks(mapping)) for name in chunk.features}
     columns = [describe_column(spec, name) for name in chunk_of]
     pairs = {
@@ -246,7 +246,7 @@ def _lists_in_other_chunks(spec: FeatureSpec, mapping: str) -> dict[str, str]:
 def _check_lengths(
     spec: FeatureSpec, mapping: str, apart: dict[str, str], summary: MappingSummary
 ) -> Iterator[Finding]:
-    """Compares the lengths of lists in different chunks, unless a chunk lacks rows, which is reported elsewhere."""
+    """Compare the lengths of lists in different chunks, unless a chunk lacks rows, which is reported elsewhere."""
     for name, other in apart.items():
         own, others = (np.concatenate([np.zeros(0, np.int64), *summary.lengths[each]]) for each in (name, other))
         tally = _Tally()
@@ -310,7 +310,7 @@ def _scan_parquet(
 
 
 def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
-    """Checks that a file has a column exactly once, in a type that can be used."""
+    """Check that a file has a column exactly once, in a type that can be used."""
     location = f"{path}, {column.name}"
     if len(indices := schema.get_all_field_indices(column.name)) != 1:
         what = "column that occurs twice" if indices else "missing column"
@@ -356,7 +356,7 @@ def _scan_row_group(
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Casts large and fixed-size lists to plain lists; other types are unchanged."""
+    """Cast large and fixed-size lists to plain lists; other types are unchanged."""
     return values.cast(pa.list_(values.type.value_type)) if is_list(values.type) else values
 
 
@@ -382,7 +382,7 @@ def _count_beyond_float16(
     first_row: int,
     unit: str,
 ) -> None:
-    """Counts the values of numerical features, sequences and regression labels that overflow float16 but not float32.
+    """Count the values of numerical features, sequences and regression labels that overflow float16 but not float32.
 
     Args:
         columns: columns of the rows.
@@ -421,7 +421,7 @@ class _Tally:
         self._violations: dict[tuple[str | None, str, str], tuple[int, list[int], list[str], bool]] = {}
 
     def add(self, violations: Iterator[Violation] | Sequence[Violation], first_row: int) -> None:
-        """Adds the violations in a table whose first row has the number `first_row`."""
+        """Add the violations in a table whose first row has the number `first_row`."""
         for violation in violations:
             key = (violation.column, violation.what, violation.expected)
             count, rows, values, _ = self._violations.get(key, (0, [], [], False))
@@ -434,7 +434,7 @@ class _Tally:
             )
 
     def findings(self, location: str, unit: str) -> Iterator[Finding]:
-        """Yields one finding per rule and column, for violations found in one location."""
+        """Yield one finding per rule and column, for violations found in one location."""
         for (column, what, expected), (count, rows, values, is_warning) in self._violations.items():
             where = location if column is None else f"{location}, {column}"
             yield Finding(

@@ -48,7 +48,7 @@ class LabelStatistics:
         return self.rows > 0 and self.least == self.most
 
     def add(self, values: np.ndarray) -> None:
-        """Adds valid values, [count] of any float dtype without NaN."""
+        """Add valid values, [count] of any float dtype without NaN."""
         if not len(values):
             return
         self.rows += len(values)
@@ -60,7 +60,7 @@ class LabelStatistics:
             self.class_rows.update(dict(zip(classes.tolist(), rows.tolist(), strict=True)))
 
     def add_rows(self, values: np.ndarray, given: np.ndarray | None, first_row: int) -> None:
-        """Adds the known values in the label's sample space (where its `given` label is 1) of consecutive rows.
+        """Add the known values in the label's sample space (where its `given` label is 1) of consecutive rows.
 
         Args:
             values: [rows] float32 values of the label, NaN where missing.
@@ -75,7 +75,7 @@ class LabelStatistics:
             self.orphans += len(orphans)
 
     def describe(self) -> str:
-        """Describes the rate of positives, the most and least frequent class, or the range and mean, by task."""
+        """Describe the rate of positives, the most and least frequent class, or the range and mean, by task."""
         name, rows = self.label.name, self.rows
         if not rows:
             return f"{name}: no value"
@@ -108,7 +108,7 @@ def inspect_labels(
     oov_policy: OovPolicy = "error",
     on_progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> LabelReport:
-    """Checks the labels of a mapping before training.
+    """Check the labels of a mapping before training.
 
     Label statistics cover all rows. Features that leak a label (`data.checks.leaks`) are looked for in a sample of
     rows, which is read with the out-of-vocabulary policy of the training.
@@ -141,7 +141,7 @@ def inspect_labels(
 def read_statistics(
     spec: FeatureSpec, reader: ParquetReader, on_row_group: Callable[[int, int], None] = lambda done, of: None
 ) -> list[LabelStatistics]:
-    """Computes the statistics of every label over all rows of its sample space, row group by row group.
+    """Compute the statistics of every label over all rows of its sample space, row group by row group.
 
     Args:
         spec: specification of the dataset.
@@ -166,7 +166,7 @@ def read_statistics(
 
 
 def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) -> str | None:
-    """Describes a label from which nothing can be learned: without known values, or with the same one in all rows."""
+    """Describe a label from which nothing can be learned: without known values, or with the same one in all rows."""
     label = statistics.label
     if statistics.least < statistics.most:
         return None
@@ -188,7 +188,7 @@ def _constant(statistics: LabelStatistics, reader: ParquetReader, mapping: str) 
 
 
 def _orphans(statistics: LabelStatistics, reader: ParquetReader) -> str | None:
-    """Describes positives outside of a label's sample space, such as conversions without a click."""
+    """Describe positives outside of a label's sample space, such as conversions without a click."""
     label = statistics.label
     if not statistics.orphans:
         return None

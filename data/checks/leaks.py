@@ -66,7 +66,7 @@ class _Candidate:
 def find_leaks(
     spec: FeatureSpec, sample: Batch, on_feature: Callable[[int, int], None] = lambda done, of: None
 ) -> Iterator[Leak]:
-    """Yields the features that equal a label or the sample weight, or nearly determine a label, in a sample of rows.
+    """Yield the features that equal a label or the sample weight, or nearly determine a label, in a sample of rows.
 
     Every label is considered in its sample space, and every feature on its own. A feature nearly determines a label if,
     on the held-out half,
@@ -105,7 +105,7 @@ def find_leaks(
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Returns the area under the ROC curve.
+    """Return the area under the ROC curve.
 
     It is the share of pairs of a positive and a negative row in which the positive row has the larger score; a tie
     counts as one half.
@@ -118,7 +118,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def auc_of_groups(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-    """Returns the `auc` of each label, [labels] float64, for groups of rows that share a score.
+    """Return the `auc` of each label, [labels] float64, for groups of rows that share a score.
 
     Args:
         scores: [labels, groups] score of each group.
@@ -140,7 +140,7 @@ def auc_of_groups(scores: np.ndarray, positives: np.ndarray, negatives: np.ndarr
 
 
 def correlation_of_groups(scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns the Pearson correlation of scores and centered values, up to a factor per label.
+    """Return the Pearson correlation of scores and centered values, up to a factor per label.
 
     Args:
         scores: [labels, groups] score of each group.
@@ -161,7 +161,7 @@ def correlation_of_groups(scores: np.ndarray, sums: np.ndarray, rows: np.ndarray
 
 
 def encode(ids: np.ndarray) -> np.ndarray:
-    """Numbers the distinct ids from 0; returns [rows, width] int64 codes.
+    """Assign codes from 0 to the distinct ids; return [rows, width] int64 codes.
 
     PAD stays PAD, except at the start of an empty list, so that empty lists get a code of their own.
 
@@ -176,7 +176,7 @@ def encode(ids: np.ndarray) -> np.ndarray:
 
 
 def bins_of(numbers: np.ndarray) -> np.ndarray:
-    """Sorts numbers into BINS bins of about equally many rows; returns the bin of each number, [rows, 1] int64.
+    """Sort numbers into BINS bins of about equally many rows; return the bin of each number, [rows, 1] int64.
 
     Bins are ordered by value. Equal numbers share a bin, and a number that would fill several bins has its own.
     """
@@ -210,7 +210,7 @@ class Sums:
         self._weights = None if (weights == 1).all() else weights
 
     def by_code(self, codes: np.ndarray, count: int) -> np.ndarray:
-        """Returns the sum of the values per code, [labels, count] float64.
+        """Return the sum of the values per code, [labels, count] float64.
 
         Args:
             codes: [rows, width] int64 codes below `count`, or PAD.
@@ -226,7 +226,7 @@ class Sums:
 
 
 def code_means(sums: np.ndarray, rows: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Returns the mean value per code, [labels, codes], smoothed by PRIOR_ROWS pseudo-rows with the overall mean.
+    """Return the mean value per code, [labels, codes], smoothed by PRIOR_ROWS pseudo-rows with the overall mean.
 
     Args:
         sums: [labels, codes] sum of the values per code.
@@ -237,7 +237,7 @@ def code_means(sums: np.ndarray, rows: np.ndarray, prior: np.ndarray) -> np.ndar
 
 
 def row_means(means: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Averages the means of each row's codes; returns [labels, rows] float64.
+    """Average the means of each row's codes; return [labels, rows] float64.
 
     Args:
         means: [labels, codes] mean per code, from `code_means`.
@@ -298,7 +298,7 @@ class _Group:
         self._held_out, self._held_out_rows = Sums(self.held_out), Sums(self.known)
 
     def find(self, column: _Candidate) -> Iterator[tuple[_LabelValues, float]]:
-        """Yields the labels that a feature nearly determines, with the value of the measure."""
+        """Yield the labels that a feature nearly determines, with the value of the measure."""
         count = int(column.codes.max()) + 1
         fitted, held_out = column.codes[::2], column.codes[1::2]
         rows = self._fitted_rows.by_code(fitted, count)
@@ -317,11 +317,11 @@ class _Group:
             yield self.targets[index], float(best[index])
 
     def _prepared(self, held_out: np.ndarray) -> np.ndarray:
-        """Prepares the values of the held-out rows, [labels, rows], for the measure."""
+        """Prepare the values of the held-out rows, [labels, rows], for the measure."""
         return held_out
 
     def _measured(self, scores: np.ndarray, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Returns the measure of each label, [labels].
+        """Return the measure of each label, [labels].
 
         Args:
             scores: [labels, groups] score of each group of rows.
@@ -331,14 +331,14 @@ class _Group:
         raise NotImplementedError
 
     def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Returns which labels the numbers of a feature may reach the threshold for, [labels] bool.
+        """Return which labels the numbers of a feature may reach the threshold for, [labels] bool.
 
         False is certain, True is not.
         """
         raise NotImplementedError
 
     def _of_numbers(self, numbers: np.ndarray, index: int) -> float:
-        """Returns the measure of a label with a feature's numbers as scores, in the better of both directions."""
+        """Return the measure of a label with a feature's numbers as scores, in the better of both directions."""
         raise NotImplementedError
 
 
@@ -363,7 +363,7 @@ class _Classes(_Group):
         return auc_of_groups(scores, sums, rows - sums)
 
     def _may_determine(self, column: _Candidate, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Bounds the AUC from above: pairs within a bin count as correctly ordered, or as ties if it has one number."""
+        """Bound the AUC from above: pairs within a bin count as correctly ordered, or as ties if it has one number."""
         negatives = rows - sums
         below = np.cumsum(negatives, axis=1) - negatives
         ties = np.where(_holds_one_number(column), negatives / 2, negatives)
@@ -392,7 +392,7 @@ class _Amounts(_Group):
         super().__init__(chosen, np.array([target.values for target in chosen]))
 
     def _prepared(self, held_out: np.ndarray) -> np.ndarray:
-        """Centers the values of each label over its known rows, and scales them to norm 1."""
+        """Center the values of each label over its known rows, and scale them to norm 1."""
         means = held_out.sum(axis=1, keepdims=True) / self.known.sum(axis=1, keepdims=True)
         centered = (held_out - means) * self.known
         spread = np.sqrt((centered**2).sum(axis=1, keepdims=True))
@@ -434,7 +434,7 @@ class _Equality:
         self._values = np.array([target.values[rows] for target, rows in zip(targets, heads, strict=True)])
 
     def of(self, column: _Candidate) -> Iterator[_LabelValues]:
-        """Yields the labels that a feature equals."""
+        """Yield the labels that a feature equals."""
         if column.numbers is None or not self._targets:
             return
         for index in np.flatnonzero((column.numbers[self._rows] == self._values).all(axis=1)):
@@ -444,7 +444,7 @@ class _Equality:
 
     @staticmethod
     def _heads(target: _LabelValues) -> np.ndarray:
-        """Returns the rows with the HEADS smallest and the HEADS largest labels, repeated if there are fewer."""
+        """Return the rows with the HEADS smallest and the HEADS largest labels, repeated if there are fewer."""
         rows = np.flatnonzero(target.known)
         rows = rows[np.argsort(target.values[rows], kind="stable")]
         return np.concatenate([np.resize(rows[:HEADS], HEADS), np.resize(rows[-HEADS:], HEADS)])
@@ -471,7 +471,7 @@ def _columns(spec: FeatureSpec, sample: Batch) -> Iterator[_Candidate]:
 
 
 def _holds_one_number(column: _Candidate) -> np.ndarray:
-    """Returns whether all rows with a code have the same number, [codes] bool."""
+    """Return whether all rows with a code have the same number, [codes] bool."""
     numbers, codes = np.asarray(column.numbers), column.codes[:, 0]
     one_of = np.zeros(int(codes.max()) + 1, numbers.dtype)
     one_of[codes] = numbers

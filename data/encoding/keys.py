@@ -351,7 +351,7 @@ def _arrow_keys(column: str, array: pa.Array) -> pa.Array:
 
 
 def _number_known(known: np.ndarray) -> np.ndarray:
-    """Number the known values from 0, -1 for the others: [n] bool to [n] int64."""
+    """Assign numbers from 0 to the known values, -1 to the others: [n] bool to [n] int64."""
     return np.where(known, np.cumsum(known) - 1, -1)
 
 

@@ -12,7 +12,7 @@ from data.storage.remote import join, mirror_of, pull_folder
 
 
 def pull_dataset(url: str, spec_file: str, *, allow_outside_paths: bool = False) -> Path:
-    """Downloads the specification of a dataset, its embedding sizes, encoders and pretrained vectors.
+    """Download the specification of a dataset, its embedding sizes, encoders and pretrained vectors.
 
     The files of its mappings are not downloaded: `data.loading.parquet` reads row groups of the objects.
 

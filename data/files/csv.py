@@ -57,7 +57,7 @@ class CsvBlock:
 
 
 def count_lines(path: Path) -> int:
-    """Returns the number of lines of a file, each of which is a row.
+    """Return the number of lines of a file, each of which is a row.
 
     Raises:
         DataError: The file is missing, unreadable or empty.
@@ -74,9 +74,9 @@ def count_lines(path: Path) -> int:
 
 
 def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]:
-    r"""Reads a file block by block.
+    r"""Read a file block by block.
 
-    Accepts UTF-8 with or without a byte order mark, \n and \r\n line ends, quoted and unquoted cells, and blanks around
+    Accept UTF-8 with or without a byte order mark, \n and \r\n line ends, quoted and unquoted cells, and blanks around
     numbers.
 
     Raises:
@@ -92,7 +92,7 @@ def read_csv_blocks(path: Path, columns: Sequence[Column]) -> Iterator[CsvBlock]
 
 
 def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Yields whole lines, about `BLOCK_BYTES` at a time; every block ends with a newline."""
+    """Yield whole lines, about `BLOCK_BYTES` at a time; every block ends with a newline."""
     rest = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
     while piece := file.read(BLOCK_BYTES):
         end = piece.rfind(b"\n") + 1
@@ -108,7 +108,7 @@ def _line_blocks(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _value_problems(table: pa.Table, columns: Sequence[Column], problems: Sequence[Violation]) -> Iterator[Violation]:
-    """Checks values against the rules of their columns, except for cells that could not be parsed."""
+    """Check values against the rules of their columns, except for cells that could not be parsed."""
     for column in columns:
         unread = [problem.rows for problem in problems if problem.column in (None, column.name)]
         for problem in find_violations(column, table.column(column.name).combine_chunks()):
@@ -132,7 +132,7 @@ def _parse(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Viola
 
 
 def _is_plain(data: bytes, num_columns: int) -> bool:
-    """Returns whether Arrow parses these lines like the slow path.
+    """Return whether Arrow parses these lines like the slow path.
 
     It does not for stray carriage returns, empty lines of several columns, hexadecimal numbers (which Arrow accepts),
     quotes inside cells, and a first cell that begins with U+FEFF (which Arrow drops as a byte order mark).
@@ -145,7 +145,7 @@ def _is_plain(data: bytes, num_columns: int) -> bool:
 
 
 def _has_quote_within_cell(data: bytes) -> bool:
-    """Returns whether there are quotes other than as the first and last character of a cell."""
+    """Return whether there are quotes other than as the first and last character of a cell."""
     characters = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(characters == ord('"'))
     if len(quotes) % 2:
@@ -156,7 +156,7 @@ def _has_quote_within_cell(data: bytes) -> bool:
 
 
 def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
-    """Parses a block with Arrow; raises ArrowInvalid or UnicodeDecodeError for everything unusual."""
+    """Parse a block with Arrow; raise ArrowInvalid or UnicodeDecodeError for everything unusual."""
     if not data.isascii():
         data.decode()  # validates the whole block; Arrow's own check is off (check_utf8)
     table = arrow_csv.read_csv(
@@ -176,7 +176,7 @@ def _parse_fast(data: bytes, columns: Sequence[Column]) -> pa.Table:
 
 
 def _cell_type(stored: pa.DataType) -> pa.DataType:
-    """Returns the type that Arrow's CSV reader parses a column as: it supports neither lists nor float16."""
+    """Return the type that Arrow's CSV reader parses a column as: it supports neither lists nor float16."""
     if pa.types.is_list(stored):
         return pa.string()
     return pa.float32() if stored == pa.float16() else stored
@@ -189,7 +189,7 @@ def _finish(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
-    """Casts to the stored type; raises ArrowInvalid for infinity, to which Arrow also rounds numbers out of range."""
+    """Cast to the stored type; raise ArrowInvalid for infinity, to which Arrow also rounds numbers out of range."""
     with np.errstate(over="ignore"):
         values = cells.fill_null(0).to_numpy(zero_copy_only=False).astype(stored.to_pandas_dtype(), copy=False)
     if np.isinf(values).any():
@@ -198,7 +198,7 @@ def _check_floats(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
-    """Parses cells such as `[1, 2]` as lists; raises ArrowInvalid for anything else, including empty cells."""
+    """Parse cells such as `[1, 2]` as lists; raise ArrowInvalid for anything else, including empty cells."""
     texts = pc.ascii_trim_whitespace(cells)
     if not pc.all(pc.and_(pc.starts_with(texts, "["), pc.ends_with(texts, "]"))).as_py():
         raise pa.ArrowInvalid("a list without brackets")
@@ -214,7 +214,7 @@ def _parse_lists(cells: pa.Array, stored: pa.DataType) -> pa.Array:
 
 
 def _parse_slowly(data: bytes, columns: Sequence[Column]) -> tuple[pa.Table, list[Violation]]:
-    """Parses every line and cell on its own; what cannot be parsed becomes null and is listed in the problems."""
+    """Parse every line and cell on its own; what cannot be parsed becomes null and is listed in the problems."""
     lines = data.split(b"\n")[:-1]
     values: list[list[Any]] = [[None] * len(lines) for _ in columns]
     mistakes: dict[tuple[str | None, str, str], list[tuple[int, str]]] = {}
@@ -244,7 +244,7 @@ def _collect(column: str | None, what: str, expected: str, found: list[tuple[int
 
 
 def _split(line: bytes, columns: Sequence[Column]) -> list[str]:
-    """Returns the cells of a line, without quotes; raises ValueError that says what was expected instead."""
+    """Return the cells of a line, without quotes; raise a ValueError that says what was expected instead."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -268,7 +268,7 @@ def _split(line: bytes, columns: Sequence[Column]) -> list[str]:
 
 
 def _parse_cell(text: str, stored: pa.DataType) -> Any:
-    """Returns the value of a cell, or None if it is empty; raises ValueError if it is not a value of the type."""
+    """Return the value of a cell, or None if it is empty; raise a ValueError if it is not a value of the type."""
     if pa.types.is_string(stored):
         return text
     text = text.strip(_BLANK)
@@ -311,7 +311,7 @@ def _number(text: str, stored: pa.DataType) -> Any:
 
 
 def write_csv_chunks(chunks: Iterable[Chunk], folder: Path, tables: Iterable[pa.Table], rows: int) -> None:
-    """Writes the rows of a mapping to the files of its chunks.
+    """Write the rows of a mapping to the files of its chunks.
 
     The files are renamed to their final names once all of them are complete. Missing folders are created; existing
     files are never overwritten.
@@ -363,7 +363,7 @@ class _ChunkWriter:
             temporary.unlink(missing_ok=True)
 
     def write(self, table: pa.Table) -> None:
-        """Appends rows, moving on to the next file when one is full."""
+        """Append rows, moving on to the next file when one is full."""
         while table.num_rows:
             index = next(index for index, end in enumerate(self._ends) if end > self._row)
             if self._file is None:
@@ -380,13 +380,13 @@ class _ChunkWriter:
                 self._file = None
 
     def finish(self) -> None:
-        """Renames all temporary files to their final names."""
+        """Rename all temporary files to their final names."""
         for temporary, path in zip(self._temporaries, self._paths, strict=True):
             os.replace(temporary, path)
 
 
 def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
-    """Raises DataError if a file of the chunk already exists or would be empty."""
+    """Raise DataError if a file of the chunk already exists or would be empty."""
     for file in chunk.files:
         path = folder / file
         # Resolved because in "missing/../file", the folder "missing" is only created later.
@@ -401,7 +401,7 @@ def check_can_write(chunk: Chunk, folder: Path, rows: int) -> None:
 
 
 def _as_cells(table: pa.Table) -> pa.Table:
-    """Converts lists to text and float16 to float32, since Arrow's CSV writer supports neither."""
+    """Convert lists to text and float16 to float32, since Arrow's CSV writer supports neither."""
     columns = []
     for column in table.columns:
         if is_list(column.type):

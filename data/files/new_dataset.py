@@ -30,7 +30,7 @@ CONTENT = "content"
 
 @contextmanager
 def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields an empty draft folder, whose content becomes the dataset in `folder` when the block ends.
+    """Yield an empty draft folder, whose content becomes the dataset in `folder` when the block ends.
 
     The specification is moved last: a folder without one is not a dataset. On any exception the draft is removed and
     `folder` is left as it was. Leftovers of a killed run are removed by the next run.
@@ -63,7 +63,7 @@ def new_dataset(folder: Path, spec_file: str = SPEC_FILE, entries: Sequence[str]
 
 @contextmanager
 def _draft_in(folder: Path) -> Iterator[Path]:
-    """Yields a new, locked draft in a folder, which is created, and removed after an exception unless it has files."""
+    """Yield a new, locked draft in a folder, which is created, and removed after an exception unless it has files."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _draft_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_in_store(url: str, spec_file: str) -> Iterator[Path]:
-    """Yields an empty local folder, whose content is uploaded when the block ends, the specification last."""
+    """Yield an empty local folder, whose content is uploaded when the block ends, the specification last."""
     _clear_store(url, spec_file)
     place = remote.draft_of(url)
     _clear_drafts(place, spec_file)
@@ -106,7 +106,7 @@ def _new_in_store(url: str, spec_file: str) -> Iterator[Path]:
 
 
 def _clear_store(url: str, spec_file: str) -> None:
-    """Removes what a killed run has uploaded to a folder; checks that it then holds nothing."""
+    """Remove what a killed run has uploaded to a folder; check that it then holds nothing."""
     names = [file.url.removeprefix(f"{url}/") for file in remote.list_files(url)]
     if spec_file in names:
         raise DataError(f"{url}: already contains a dataset ({spec_file}); choose another folder, or delete that one")
@@ -125,7 +125,7 @@ def _clear_store(url: str, spec_file: str) -> None:
 
 
 def _uploaded(url: str) -> set[str]:
-    """Returns the names in the journal of a killed upload."""
+    """Return the names in the journal of a killed upload."""
     with working_copy(remote.mirror_of(url)) as copy:
         try:
             return set(read_typed(list[str], json.loads(_text(copy)), UPLOADING_FILE))
@@ -134,7 +134,7 @@ def _uploaded(url: str) -> set[str]:
 
 
 def _clear_drafts(folder: Path, spec_file: str) -> None:
-    """Removes the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
+    """Remove the drafts of dead runs, and the entries these had already moved of an incomplete dataset."""
     for draft in sorted(path for path in folder.glob(f"{UNFINISHED}*") if is_draft(path)):
         lock = lock_folder(draft)
         if lock is None:
@@ -154,7 +154,7 @@ def _clear_drafts(folder: Path, spec_file: str) -> None:
 
 
 def _moving(draft: Path) -> list[str]:
-    """Returns the names in a draft's journal, restricted to plain names: they are about to be deleted."""
+    """Return the names in a draft's journal, restricted to plain names: they are about to be deleted."""
     with suppress(OSError, ValueError, RecursionError):
         names: list[str] = read_typed(list[str], json.loads(_text(draft / MOVING_FILE)), MOVING_FILE)
         return [name for name in names if Path(name).name == name]
@@ -186,7 +186,7 @@ def _check_free(folder: Path, names: Sequence[str]) -> None:
 
 
 def _publish(draft: Path, folder: Path, spec_file: str) -> None:
-    """Moves the content of a draft to `folder`, undoing the moves if one fails."""
+    """Move the content of a draft to `folder`, undoing the moves if one fails."""
     if not (draft / spec_file).is_file():
         raise DataError(f"{folder}: the dataset lost its {spec_file} while it was written, and was removed")
     entries = sorted(entry.name for entry in draft.iterdir() if entry.name not in (spec_file, DRAFT_MARKER))

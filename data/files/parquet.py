@@ -57,7 +57,7 @@ class ChunkChecksums:
     sums: np.ndarray
 
     def check(self, row_group: int, columns: Collection[str]) -> None:
-        """Reads the chunks of some columns of a row group and verifies their checksums.
+        """Read the chunks of some columns of a row group and verify their checksums.
 
         Raises:
             ValueError: A chunk does not match its checksum; the message names the column.
@@ -67,7 +67,7 @@ class ChunkChecksums:
             self.check_in(file, row_group, columns)
 
     def check_in(self, file: BinaryIO, row_group: int, columns: Collection[str]) -> None:
-        """Does the same in an open file that has the bytes of these chunks at the places that the footer states."""
+        """Do the same in an open file that has the bytes of these chunks at the places that the footer states."""
         for index in _stored_columns(self.metadata, columns):
             if _chunk_sum(file, self.metadata, row_group, index) != self.sums[row_group, index]:
                 name = self.metadata.schema.column(index).path
@@ -75,7 +75,7 @@ class ChunkChecksums:
 
 
 def add_checksums(path: Path) -> None:
-    """Adds checksums to a complete parquet file that has none."""
+    """Add checksums to a complete parquet file that has none."""
     with open(path, "r+b") as file:
         metadata = pq.read_metadata(arrow_file(file))
         sums = [
@@ -105,7 +105,7 @@ class Footer(NamedTuple):
 
 
 def read_footer(path: Path, remote: RemoteFile | None = None) -> Footer:
-    """Reads the footer of a file, and its checksums if it has any.
+    """Read the footer of a file, and its checksums if it has any.
 
     Args:
         path: path of the file.
@@ -133,7 +133,7 @@ def read_footer(path: Path, remote: RemoteFile | None = None) -> Footer:
 
 
 def ranges_of(file: RemoteFile, metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> list[Range]:
-    """Returns the bytes of an object that hold some columns of a row group: ranges [start, stop) with gaps in between.
+    """Return the bytes of an object that hold some columns of a row group: ranges [start, stop) with gaps in between.
 
     What a damaged footer places outside of the object is left out, for whoever decodes the columns to find.
     """
@@ -151,7 +151,7 @@ def ranges_of(file: RemoteFile, metadata: pq.FileMetaData, row_group: int, colum
 
 
 def _stored_columns(metadata: pq.FileMetaData, columns: Collection[str]) -> Iterator[int]:
-    """Yields the indices of the leaves of some columns in the footer."""
+    """Yield the indices of the leaves of some columns in the footer."""
     schema, wanted = metadata.schema, frozenset(columns)
     for index in range(metadata.num_columns):
         name = schema.column(index).path
@@ -162,7 +162,7 @@ def _stored_columns(metadata: pq.FileMetaData, columns: Collection[str]) -> Iter
 
 
 def _open_end(remote: RemoteFile) -> BinaryIO:
-    """Opens a local file as long as an object that holds its end, from the checksums on."""
+    """Open a local file as long as an object that holds its end, from the checksums on."""
     length = min(_END_BYTES, remote.size)
     file = open_ranges(remote, [(remote.size - length, remote.size)])
     tail = _bytes(file, max(remote.size - _TAIL_BYTES, 0), _TAIL_BYTES)
@@ -175,7 +175,7 @@ def _open_end(remote: RemoteFile) -> BinaryIO:
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:
-    """Returns a native Arrow file for an open file, which Arrow reads without calls into Python.
+    """Return a native Arrow file for an open file, which Arrow reads without calls into Python.
 
     It is opened through the descriptor, so it is the same file even if the path was replaced in the meantime.
     """
@@ -183,7 +183,7 @@ def arrow_file(file: BinaryIO) -> pa.NativeFile:
 
 
 def _footer(file: BinaryIO) -> tuple[int, bytes]:
-    """Returns the offset of the footer and all bytes from there on; no bytes if the file does not end with PAR1."""
+    """Return the offset of the footer and all bytes from there on; no bytes if the file does not end with PAR1."""
     size = os.fstat(file.fileno()).st_size
     tail = _bytes(file, max(size - _TAIL_BYTES, 0), _TAIL_BYTES)
     if not tail.endswith(b"PAR1"):
@@ -201,7 +201,7 @@ def _chunk_sum(file: BinaryIO, metadata: pq.FileMetaData, row_group: int, column
 
 
 def _chunk_place(metadata: pq.FileMetaData, row_group: int, column: int) -> tuple[int, int]:
-    """Returns the offset and the length of a column chunk."""
+    """Return the offset and the length of a column chunk."""
     chunk = metadata.row_group(row_group).column(column)
     start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
     return start, chunk.total_compressed_size
@@ -217,7 +217,7 @@ ROWS_PER_FILE = 8 * ROWS_PER_ROW_GROUP
 
 
 def parquet_schema(spec: FeatureSpec, columns: Sequence[str]) -> pa.Schema:
-    """Returns the schema of some columns: their declared dtypes, by default int64 for ids and float32 for values.
+    """Return the schema of some columns: their declared dtypes, by default int64 for ids and float32 for values.
 
     Multi-hot columns are lists. A column in no channel that states neither dtype nor cardinality is text.
     """
@@ -280,7 +280,7 @@ class DatasetWriter:
         return Chunk(type="parquet", features=tuple(self._schema.names), files=names)
 
     def write(self, rows: "pa.Table | DataFrame") -> None:
-        """Appends the rows of a table or data frame that has all columns of the schema; others are dropped."""
+        """Append the rows of a table or data frame that has all columns of the schema; others are dropped."""
         table = self._fit(rows)
         self.rows += table.num_rows
         self._pending = pa.concat_tables([self._pending, table])
@@ -300,7 +300,7 @@ class DatasetWriter:
             raise DataError(f"{self._mapping}: rows do not fit the specification's types: {error}") from error
 
     def _row_group_limit(self) -> int:
-        """Returns the rows of the next full row group: fewer at the end of a file, so that no group spans two files."""
+        """Return the rows of the next full row group: fewer at the end of a file, so that no group spans two files."""
         return min(ROWS_PER_ROW_GROUP, self._rows_per_file - self._rows_in_file)
 
     def _write_row_group(self, rows: int) -> None:
@@ -334,7 +334,7 @@ class DatasetWriter:
         sync(self._folder)
 
     def _discard(self) -> None:
-        """Closes the open file and removes all temporary files that have not been renamed."""
+        """Close the open file and remove all temporary files that have not been renamed."""
         for opened in (self._writer, self._file):
             with suppress(OSError):  # closing flushes, which fails on a full disk; the file is removed anyway
                 if opened is not None:

@@ -26,7 +26,7 @@ HINT = "correct `pretrained` in the feature specification, or write the file"
 
 
 def vectors_file(feature: str) -> str:
-    """Returns the name of a feature's file of vectors in a dataset: none that a file of rows can have."""
+    """Return the name of a feature's file of vectors in a dataset: none that a file of rows can have."""
     return f"{feature}.vectors.parquet"
 
 
@@ -64,7 +64,7 @@ class VectorFile:
 
     @classmethod
     def open(cls, path: Path, names: Sequence[str], dimension: int | None = None) -> "VectorFile":
-        """Reads the schema of a file, and its first row if that alone tells how long the vectors are.
+        """Read the schema of a file, and its first row if that alone tells how long the vectors are.
 
         The vectors are in the only column of lists. The values or ids are in a column with one of some names or, if the
         file has none, in the only other column.
@@ -104,7 +104,7 @@ class VectorFile:
         return cls(path, key, vector, found, stored)
 
     def blocks(self, dtype: str) -> Iterator[Block]:
-        """Yields the rows in blocks of bounded size.
+        """Yield the rows in blocks of bounded size.
 
         Args:
             dtype: type of the vectors, float16 or float32.
@@ -142,12 +142,12 @@ class VectorFile:
         return Block(row, keys, values)
 
     def _reject(self, first_row: int, is_wrong: np.ndarray, message: str) -> None:
-        """Raises a DataError for the first row that is flagged, [rows] bool."""
+        """Raise a DataError for the first row that is flagged, [rows] bool."""
         if is_wrong.any():
             raise self.error(first_row + int(is_wrong.argmax()), message)
 
     def error(self, row: int, message: str) -> DataError:
-        """Returns an error about a row, numbered from 0."""
+        """Return an error about a row, numbered from 0."""
         return DataError(f"{self.path}, row {row}: {message}")
 
 
@@ -171,7 +171,7 @@ class FirstOfIds:
         return int(np.count_nonzero(self._seen))
 
     def add(self, ids: np.ndarray) -> np.ndarray:
-        """Returns which of the ids [n] of the next rows have not occurred before, [n] bool."""
+        """Return which of the ids [n] of the next rows have not occurred before, [n] bool."""
         is_first = np.zeros(len(ids), bool)
         is_first[np.unique(ids, return_index=True)[1]] = True
         is_first &= ~self._seen[ids]
@@ -180,7 +180,7 @@ class FirstOfIds:
 
 
 def blocks_by_id(spec: FeatureSpec, feature: Feature) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the vectors of a feature of an encoded specification, in blocks of bounded size.
+    """Yield the vectors of a feature of an encoded specification, in blocks of bounded size.
 
     Args:
         spec: the specification.
@@ -217,7 +217,7 @@ def blocks_by_id(spec: FeatureSpec, feature: Feature) -> Iterator[tuple[np.ndarr
 def write_vectors(
     path: Path, key: str, vector: str, dtype: str, blocks: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> None:
-    """Writes a file of vectors by id, with checksums.
+    """Write a file of vectors by id, with checksums.
 
     Args:
         path: path of the new file.
@@ -243,7 +243,7 @@ def write_vectors(
 
 
 def _only(names: Sequence[str], path: Path, schema: pa.Schema, what: str) -> str:
-    """Returns the only one of some columns, or raises a DataError that says which was expected."""
+    """Return the only one of some columns, or raise a DataError that says which was expected."""
     if len(names) != 1:
         found = listed(schema.names, len(schema.names)) or "none"
         raise DataError(f"{path}: its columns are {found}; expected one of {what}")
@@ -252,7 +252,7 @@ def _only(names: Sequence[str], path: Path, schema: pa.Schema, what: str) -> str
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a parquet file; errors that damage can cause become a DataError."""
+    """Open a parquet file; errors that damage can cause become a DataError."""
     with reading(path, HINT) as file:
         try:
             metadata = read_footer(path).metadata

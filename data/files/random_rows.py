@@ -35,7 +35,7 @@ GROUP_ROWS = (2, 12)  # minimum and maximum number of rows that share a value of
 def random_tables(
     spec: FeatureSpec, mapping: str, rows: int, *, seed: int = 0, signal: float = 0.0, block_rows: int = BLOCK_ROWS
 ) -> Iterator[pa.Table]:
-    """Yields random rows of a mapping, with all its columns in their stored types, block by block.
+    """Yield random rows of a mapping, with all its columns in their stored types, block by block.
 
     A group of the map feature is two to twelve consecutive rows, at least one of them a positive of the first binary
     label. The same arguments give the same rows. The effects of ids and numbers on the labels depend only on the seed,
@@ -89,7 +89,7 @@ def _table(spec: FeatureSpec, columns: dict[str, Column], block: _Block, effects
 
 
 def _inputs(columns: dict[str, Column], block: _Block) -> dict[str, pa.Array]:
-    """Returns random values of columns that are neither labels nor the map feature."""
+    """Return random values of columns that are neither labels nor the map feature."""
     arrays = {name: _values(column, block) for name, column in columns.items() if column.aligned_with is None}
     # The others have as many items as these.
     return arrays | {
@@ -100,7 +100,7 @@ def _inputs(columns: dict[str, Column], block: _Block) -> dict[str, pa.Array]:
 
 
 def _values(column: Column, block: _Block) -> pa.Array:
-    """Returns random values for a column that is neither a label nor the map feature."""
+    """Return random values for a column that is neither a label nor the map feature."""
     rng, stored, limit = block.rng, column.type, column.feature.cardinality
     if is_list(stored):
         longest = column.longest or 0
@@ -117,13 +117,13 @@ def _values(column: Column, block: _Block) -> pa.Array:
 
 
 def _aligned_lists(column: Column, others: pa.ListArray | None, block: _Block) -> pa.ListArray:
-    """Returns lists as long as the others, which are empty if the mapping does not hold the others."""
+    """Return lists as long as the others, which are empty if the mapping does not hold the others."""
     offsets = pa.array(np.zeros(block.rows + 1), pa.int32()) if others is None else others.offsets
     return pa.ListArray.from_arrays(offsets, _items(column, offsets[-1].as_py(), block.rng))
 
 
 def _items(column: Column, count: int, rng: np.random.Generator) -> pa.Array:
-    """Returns random items of the lists in a column: ids, weights in [0, 1], numbers of vectors or other numbers."""
+    """Return random items of the lists in a column: ids, weights in [0, 1], numbers of vectors or other numbers."""
     stored, limit = column.type.value_type, column.feature.cardinality
     if column.kind == SEQUENCE and limit is None and pa.types.is_integer(stored):
         return pa.array(rng.integers(0, INTEGERS, count), stored)
@@ -139,7 +139,7 @@ def _skewed_ids(limit: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _to_arrow(numbers: np.ndarray, stored: pa.DataType) -> pa.Array:
-    """Converts float64 numbers to a stored type; NaN becomes null, and values of integer types are rounded."""
+    """Convert float64 numbers to a stored type; NaN becomes null, and values of integer types are rounded."""
     missing = np.isnan(numbers)
     filled = np.where(missing, 0, numbers)
     dtype = stored.to_pandas_dtype()
@@ -147,7 +147,7 @@ def _to_arrow(numbers: np.ndarray, stored: pa.DataType) -> pa.Array:
 
 
 def _group_starts(block: _Block) -> np.ndarray:
-    """Draws group sizes; returns the position in the block at which each row's group starts, [rows] int64."""
+    """Draw group sizes; return the position in the block at which each row's group starts, [rows] int64."""
     least, most = GROUP_ROWS
     sizes = block.rng.integers(least, most + 1, block.rows // least + 1)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -162,7 +162,7 @@ def _group_starts(block: _Block) -> np.ndarray:
 
 
 def _group_ids(column: Column, starts: np.ndarray) -> pa.Array:
-    """Returns group ids: the group's first row in the mapping, modulo the cardinality or the largest integer."""
+    """Return group ids: the group's first row in the mapping, modulo the cardinality or the largest integer."""
     limit = column.feature.cardinality or np.iinfo(column.type.to_pandas_dtype()).max
     return pa.array(starts % limit, column.type)
 
@@ -182,7 +182,7 @@ class _Effects:
         self._signal = signal
 
     def latents(self, columns: dict[str, Column], arrays: dict[str, pa.Array], block: _Block) -> dict[str, np.ndarray]:
-        """Returns {label: [rows] float64 latent values}, as defined at the top of this module."""
+        """Return {label: [rows] float64 latent values}, as defined at the top of this module."""
         noise = {label.name: block.rng.logistic(size=block.rows) for label in self._spec.labels}
         if self._signal == 0:
             return noise
@@ -217,13 +217,13 @@ class _Effects:
         return usual
 
     def _similarity(self, sequence: FeatureSequence, arrays: dict[str, pa.Array]) -> np.ndarray:
-        """Returns the part that a sequence with a target has in the score, [rows] float64: that of all its features."""
+        """Return the part that a sequence with a target has in the score, [rows] float64: that of all its features."""
         mean, deviation = self._usual[sequence.name]
         share = np.sqrt(len(sequence.features) / len(self._spec.inputs))
         return share * (_similarities(self._spec, sequence, arrays) - mean) / deviation
 
     def _effect(self, column: Column, values: pa.Array, label: str) -> np.ndarray:
-        """Returns the effect of one feature, [rows] float64 with a mean of about 0 and a variance of about 1."""
+        """Return the effect of one feature, [rows] float64 with a mean of about 0 and a variance of about 1."""
         key = zlib.crc32(f"{self._seed}/{label}/{column.name}".encode())
         items = values.values if is_list(column.type) else values
         numbers = items.to_numpy(zero_copy_only=False)
@@ -241,7 +241,7 @@ class _Effects:
         return _sums_of_lists(effects, values) if is_list(column.type) else effects
 
     def _effect_of_vectors(self, feature: Feature, values: pa.Array, label: str) -> np.ndarray:
-        """Returns the effect of a pretrained vector, given the ids that it is looked up by, like that of others."""
+        """Return the effect of a pretrained vector, given the ids that it is looked up by, like that of others."""
         ids = (values.values if is_list(values.type) else values).to_numpy(zero_copy_only=False)
         key = zlib.crc32(f"{self._seed}/{label}/{feature.name}".encode())
         signs = 2 * np.random.default_rng(key).integers(0, 2, feature.dimension) - 1
@@ -250,7 +250,7 @@ class _Effects:
 
 
 def random_vectors(feature: Feature, ids: np.ndarray, seed: int) -> np.ndarray:
-    """Returns the pretrained vectors of ids, of mean 0 and variance 1: a pure function of the seed, feature and id.
+    """Return the pretrained vectors of ids, of mean 0 and variance 1: a pure function of the seed, feature and id.
 
     Args:
         feature: a feature with `pretrained`.
@@ -266,7 +266,7 @@ def random_vectors(feature: Feature, ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _sums_of_lists(effects: np.ndarray, lists: pa.ListArray) -> np.ndarray:
-    """Sums the effects of the items of each list by differences of the running sum.
+    """Sum the effects of the items of each list by differences of the running sum.
 
     They are divided by sqrt(length), which keeps the variance at 1.
     """
@@ -276,7 +276,7 @@ def _sums_of_lists(effects: np.ndarray, lists: pa.ListArray) -> np.ndarray:
 
 
 def _similarities(spec: FeatureSpec, sequence: FeatureSequence, arrays: dict[str, pa.Array]) -> np.ndarray:
-    """Returns how similar the most similar step of each row is to the target, [rows] float64; 0 without steps.
+    """Return how similar the most similar step of each row is to the target, [rows] float64; 0 without steps.
 
     The similarity of a step is the number of target features whose id it has, times 1 minus the mean of its numbers,
     as fractions of their range: of two steps with the same ids, that with the smaller numbers, such as the age of a
@@ -301,7 +301,7 @@ def _similarities(spec: FeatureSpec, sequence: FeatureSequence, arrays: dict[str
 
 
 def _effect_of_ids(ids: np.ndarray, key: int) -> np.ndarray:
-    """Hashes ids and a key to uniform numbers with mean 0 and variance 1, using the finalizer of SplitMix64."""
+    """Hash ids and a key to uniform numbers with mean 0 and variance 1, using the finalizer of SplitMix64."""
     bits = ids.astype(np.uint64) + np.uint64(key * 0x9E3779B97F4A7C15 % 2**64)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -313,7 +313,7 @@ def _effect_of_ids(ids: np.ndarray, key: int) -> np.ndarray:
 def _labels(
     spec: FeatureSpec, latents: dict[str, np.ndarray], starts: np.ndarray | None, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draws all labels from their latent values.
+    """Draw all labels from their latent values.
 
     Args:
         spec: specification of the labels.
@@ -358,7 +358,7 @@ def _with_given(spec: FeatureSpec, drawn: dict[str, np.ndarray], name: str) -> n
 
 
 def _best_rows_of_groups_without(positive: np.ndarray, starts: np.ndarray, latent: np.ndarray) -> np.ndarray:
-    """Returns the row with the highest latent value of every group without a positive row."""
+    """Return the row with the highest latent value of every group without a positive row."""
     by_group = np.lexsort((latent, starts))  # sorted by group, then by latent value
     is_last = np.append(np.diff(starts[by_group]) > 0, True)
     best = by_group[is_last]

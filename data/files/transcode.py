@@ -25,7 +25,7 @@ from data.storage.files import check_inside, create_new, open_regular, reading
 
 
 def report_on_stderr(line: str) -> None:
-    """Prints a line to stderr, which leaves stdout to machine-readable output."""
+    """Print a line to stderr, which leaves stdout to machine-readable output."""
     print(f"transcode: {line}", file=sys.stderr, flush=True)
 
 
@@ -39,7 +39,7 @@ def transcode(
     allow_outside_paths: bool = False,
     report: Callable[[str], None] = report_on_stderr,
 ) -> FeatureSpec:
-    """Converts the dataset of a CSV specification to parquet files, with one chunk per mapping.
+    """Convert the dataset of a CSV specification to parquet files, with one chunk per mapping.
 
     Rows keep their order. The output is written atomically.
 
@@ -73,7 +73,7 @@ def transcode(
 
 
 def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
-    """Copies the file of embedding widths next to a specification, if there is one."""
+    """Copy the file of embedding widths next to a specification, if there is one."""
     if os.path.lexists(source / SIZES_FILE):
         if not allow_outside_paths:
             check_inside(source, SIZES_FILE)
@@ -82,7 +82,7 @@ def _copy_sizes(source: Path, draft: Path, allow_outside_paths: bool) -> None:
 
 
 def _copy_vectors(spec: FeatureSpec, draft: Path) -> FeatureSpec:
-    """Copies the files of pretrained vectors; returns the specification with their new names."""
+    """Copy the files of pretrained vectors; return the specification with their new names."""
     features = dict(spec.features)
     for feature in spec.pretrained:
         name = vectors_file(feature.name)
@@ -128,12 +128,12 @@ def _transcode_mapping(
 
 
 def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:
-    """Returns the rows per file, rounded down so that there is rather one file too many than one too few."""
+    """Return the rows per file, rounded down so that there is rather one file too many than one too few."""
     return max(1, min(wanted, rows // min_files))
 
 
 def _count_rows(spec: FeatureSpec, mapping: str) -> int:
-    """Returns the number of rows of a mapping; raises DataError if its column groups differ."""
+    """Return the number of rows of a mapping; raise DataError if its column groups differ."""
     chunks = spec.chunks(mapping)
     counts = [sum(count_lines(spec.folder / file) for file in chunk.files) for chunk in chunks]
     if len(set(counts)) > 1:
@@ -146,7 +146,7 @@ def _count_rows(spec: FeatureSpec, mapping: str) -> int:
 
 
 def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Iterator[pa.Table]:
-    """Yields the rows of a column group as tables, file by file."""
+    """Yield the rows of a column group as tables, file by file."""
     columns = [describe_column(spec, name) for name in chunk.features]
     for file in chunk.files:
         for block in read_csv_blocks(spec.folder / file, columns):
@@ -156,7 +156,7 @@ def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Itera
 
 
 def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
-    """Raises DataError for the first invalid cell of a block."""
+    """Raise DataError for the first invalid cell of a block."""
     positions = {column.name: index for index, column in enumerate(columns, start=1)}
 
     def position(problem: Violation) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
 
 
 def _check_lengths(columns: Sequence[Column], table: pa.Table, where: str, first_row: int) -> None:
-    """Raises DataError for the first row whose lists differ in length but belong together, in one chunk or several."""
+    """Raise DataError for the first row whose lists differ in length but belong together, in one chunk or several."""
     for problem in find_unequal_lengths(columns, table):
         line = first_row + int(problem.rows[0]) + 1
         raise DataError(
@@ -201,7 +201,7 @@ class _Warnings:
 
 
 def _join(groups: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
-    """Joins column groups side by side, yielding as many rows at a time as all groups have available."""
+    """Join column groups side by side, yielding as many rows at a time as all groups have available."""
     pending = [next(group, None) for group in groups]
     while all(table is not None for table in pending):
         tables = [table for table in pending if table is not None]

@@ -36,14 +36,14 @@ class Violation:
     is_warning: bool = False
 
     def without(self, rows: np.ndarray) -> "Violation":
-        """Returns the same violation without the given rows."""
+        """Return the same violation without the given rows."""
         keep = ~np.isin(self.rows, rows)
         values = tuple(value for value, kept in zip(self.values, keep, strict=False) if kept)
         return replace(self, rows=self.rows[keep], values=values)
 
 
 def find_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
-    """Yields the values of a column that training cannot use, one `Violation` per broken rule.
+    """Yield the values of a column that training cannot use, one `Violation` per broken rule.
 
     Args:
         column: description of the column; columns of kind None are not checked.
@@ -56,7 +56,7 @@ def find_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
 
 def find_unequal_lengths(columns: Sequence[Column], rows: pa.Table | pa.RecordBatch) -> Iterator[Violation]:
-    """Yields the rows in which lists that belong together differ in length, one `Violation` per column.
+    """Yield the rows in which lists that belong together differ in length, one `Violation` per column.
 
     These are the weights of ids, and the columns of a sequence.
 
@@ -72,12 +72,12 @@ def find_unequal_lengths(columns: Sequence[Column], rows: pa.Table | pa.RecordBa
 
 
 def list_lengths(lists: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Returns the lengths of lists, [rows] int64, -1 for null."""
+    """Return the lengths of lists, [rows] int64, -1 for null."""
     return pc.fill_null(pc.list_value_length(lists), -1).to_numpy().astype(np.int64)
 
 
 def unequal_lengths(column: Column, others: np.ndarray, own: np.ndarray) -> Iterator[Violation]:
-    """Yields the rows in which the lengths of two lists, as `list_lengths` returns them, differ.
+    """Yield the rows in which the lengths of two lists, as `list_lengths` returns them, differ.
 
     Args:
         column: description of a column that is aligned with another one.
@@ -92,7 +92,7 @@ def unequal_lengths(column: Column, others: np.ndarray, own: np.ndarray) -> Iter
 
 
 def shorten(text: str) -> str:
-    """Shortens a text to at most `TEXT_SHOWN` characters."""
+    """Shorten a text to at most `TEXT_SHOWN` characters."""
     return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "..."
 
 
@@ -108,7 +108,7 @@ def _scalar_violations(column: Column, values: pa.Array) -> Iterator[Violation]:
 
 
 def _rule_name(column: Column) -> str:
-    """Returns the name of the rule that a value outside the domain of a column violates."""
+    """Return the name of the rule that a value outside the domain of a column violates."""
     if column.has_ids:
         return "id out of range"
     names = {MAP: "not a group", SAMPLE_WEIGHT: "not a weight", LIST_WEIGHTS: "not a weight"}

@@ -169,7 +169,7 @@ class Pipeline:
 def start_pipeline(
     draft: Path, seed: int, memory_limit: int | None, use_dask: bool, dask_scheduler: str | None, log: StageLog
 ) -> Iterator[Pipeline]:
-    """Context manager of a pipeline, whose workers and scratch folder are removed at the end of the block.
+    """Yield a pipeline, whose workers and scratch folder are removed at the end of the block.
 
     Args:
         draft: folder in which to create the scratch folder.

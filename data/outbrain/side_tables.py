@@ -327,7 +327,7 @@ def _build_tags(fitted: DocumentTags | None, path: Path, rows: pa.Table) -> Docu
 
 
 def _with_publishers(rows: pa.Table) -> pa.Table:
-    """Number the missing publishers from the largest number plus 2 on, as published."""
+    """Give missing publishers the numbers from the largest one plus 2 on, as published."""
     publisher = rows.column("publisher_id").to_numpy().astype(np.float64)
     missing = np.isnan(publisher)
     largest = 0.0 if missing.all() else np.nanmax(publisher)

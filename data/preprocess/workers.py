@@ -116,7 +116,7 @@ class Workers:
 
 @contextmanager
 def start_workers(*, use_dask: bool, scheduler: str | None, folder: Path) -> Iterator[Workers]:
-    """Context manager of the workers of a run, which are stopped or disconnected at the end of the block.
+    """Yield the workers of a run, which are stopped or disconnected at the end of the block.
 
     Args:
         use_dask: whether to start a local cluster, with a worker per GPU, or per CPU core if there is no GPU.

@@ -171,7 +171,7 @@ class ListKind:
 
 
 def sampled_column(name: str, cells: pa.Array | pa.ChunkedArray) -> SampledColumn:
-    """Summarizes a column of the sample.
+    """Summarize a column of the sample.
 
     Args:
         name: name of the raw column.
@@ -194,7 +194,7 @@ def _numbers(values: pa.Array) -> np.ndarray | None:
 
 
 def words_of(name: str) -> list[str]:
-    """Returns the words of a column's name in lower case: "userAge_2" has user and age."""
+    """Return the words of a column's name in lower case: "userAge_2" has user and age."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
     return [word.lower() for word in re.findall(r"[^\W\d_]+", spaced)]
 
@@ -203,7 +203,7 @@ def words_of(name: str) -> list[str]:
 
 
 def find_timestamp(column: SampledColumn, is_time: bool = False) -> TimestampKind | None:
-    """Returns how a column writes timestamps, or None if it does not.
+    """Return how a column writes timestamps, or None if it does not.
 
     Args:
         column: the column.
@@ -272,7 +272,7 @@ def _is_plausible(micros: np.ndarray) -> bool:
 
 
 def find_list(column: SampledColumn) -> ListKind | None:
-    """Returns the items of a column of lists, or None if it has none."""
+    """Return the items of a column of lists, or None if it has none."""
     if pa.types.is_list(column.cells.type) or pa.types.is_large_list(column.cells.type):
         return None  # summarized by `stored_list`
     if column.numbers is not None or not column.distinct:
@@ -286,14 +286,14 @@ def find_list(column: SampledColumn) -> ListKind | None:
 
 
 def stored_list(name: str, cells: pa.Array | pa.ChunkedArray) -> ListKind:
-    """Summarizes a column of lists of a parquet file."""
+    """Summarize a column of lists of a parquet file."""
     cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     lengths = pc.list_value_length(cells.drop_null()).to_numpy(zero_copy_only=False)
     return ListKind(None, sampled_column(name, pc.list_flatten(cells)), lengths)
 
 
 def _split(column: SampledColumn, separator: str) -> ListKind | None:
-    """Splits the different values of a column, if enough of its cells have the separator."""
+    """Split the different values of a column, if enough of its cells have the separator."""
     has = pc.match_substring(column.values, separator).to_numpy(zero_copy_only=False)
     if column.counts[has].sum() < LEAST_LIST_SHARE * column.counts.sum():
         return None
@@ -303,7 +303,7 @@ def _split(column: SampledColumn, separator: str) -> ListKind | None:
 
 
 def _is_list(column: SampledColumn, found: ListKind, separator: str, is_named: bool) -> bool:
-    """Whether the parts of a text are items: they occur in other texts too, and are no words of a sentence."""
+    """Return whether the parts of a text are items: they occur in other texts too, and are no words of a sentence."""
     items = found.items
     parts = int(items.counts.sum())
     if np.ptp(found.lengths) == 0 and not is_named:  # of a fixed length, such as A>B or a version number
@@ -321,7 +321,7 @@ def _is_list(column: SampledColumn, found: ListKind, separator: str, is_named: b
 
 
 def is_number(column: SampledColumn) -> bool:
-    """Whether the values of a column are quantities rather than ids.
+    """Return whether the values of a column are quantities rather than ids.
 
     Its name decides if a word of it says so (the last such word), else the distribution of its values.
     """
@@ -338,7 +338,7 @@ def is_number(column: SampledColumn) -> bool:
 
 
 def kind_by_name(name: str) -> str | None:
-    """Returns "id" or "number" if the name of a column says what its values are, else None."""
+    """Return "id" or "number" if the name of a column says what its values are, else None."""
     for word in reversed(words_of(name)):
         if word in ID_WORDS or (word.endswith("id") and word not in NOT_IDS):
             return "id"
@@ -348,7 +348,7 @@ def kind_by_name(name: str) -> str | None:
 
 
 def _is_quantity(column: SampledColumn) -> bool:
-    """Whether whole numbers without a telling name look like a quantity.
+    """Return whether whole numbers without a telling name look like a quantity.
 
     A quantity is mostly 0, or its different values are dense at the low end of their range, or neighbours have similar
     frequencies. Ids are spread evenly, and the frequencies of neighbours have little to do with each other.
@@ -370,6 +370,6 @@ def _is_quantity(column: SampledColumn) -> bool:
 
 
 def is_skewed(column: SampledColumn) -> bool:
-    """Whether numbers that are at least 0 have a long tail, which a logarithm shortens."""
+    """Return whether numbers that are at least 0 have a long tail, which a logarithm shortens."""
     numbers = column.numbers
     return numbers is not None and numbers.min() >= 0 and numbers.max() > SKEWED * (column.median + 1)

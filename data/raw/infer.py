@@ -50,7 +50,7 @@ def infer(
     folder: Path = Path(),
     rows: int = ROWS,
 ) -> str:
-    """Returns a raw specification of raw files, as commented YAML to edit.
+    """Return a raw specification of raw files, as commented YAML to edit.
 
     It reads about `rows` rows: the start, the middle and the end of up to 16 files. The first line of the text says how
     many rows of how many files it saw, the end of each line of a feature what it saw in its column. Columns of which no
@@ -86,7 +86,7 @@ def infer(
 
 
 def _found_files(patterns: Sequence[str], folder: Path) -> tuple[tuple[Path, ...], list[str]]:
-    """Returns the files that patterns match, and the patterns relative to `folder`."""
+    """Return the files that patterns match, and the patterns relative to `folder`."""
     try:
         base, files = Path(), find_raw_files(patterns, Path())
     except DataError as error:
@@ -129,7 +129,7 @@ def _scalar(column: Column, flag: str) -> SampledColumn:
 
 
 def _time_column(column: SampledColumn) -> TimeColumn:
-    """Returns the column that splits by time.
+    """Return the column that splits by time.
 
     Raises:
         DataError: Its values are neither timestamps nor numbers, or all the same, or some are missing.
@@ -153,7 +153,7 @@ def _time_column(column: SampledColumn) -> TimeColumn:
 
 
 def _time_split(when: TimeColumn, is_feature: bool) -> tuple[dict[str, Any], str]:
-    """Returns `split` and what it does to the sample.
+    """Return `split` and what it does to the sample.
 
     Args:
         when: the column of the time.
@@ -248,7 +248,7 @@ def _heading(sample: RawSample, files: Sequence[str]) -> Iterator[str]:
 
 
 def _chunk(found: RawChunk, files: Sequence[str]) -> dict[str, Any]:
-    """Returns the keys of a chunk: those that differ from the defaults."""
+    """Return the keys of a chunk: those that differ from the defaults."""
     keys: dict[str, Any] = {"type": found.type}
     if found.type == "csv":
         keys |= {"header": True} if found.has_header else {"features": list(found.columns)}
@@ -283,19 +283,19 @@ def _chunk_lines(chunk: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _commented(text: str, comment: str) -> list[str]:
-    """Returns a line with its comment, which comes above it if both are too long for one line."""
+    """Return a line with its comment, which comes above it if both are too long for one line."""
     line = f"{text.ljust(COMMENT_COLUMN)}  # {printable(comment)}"
     indent = " " * (len(text) - len(text.lstrip()))
     return [line] if len(line) <= WIDTH else [f"{indent}# {printable(comment)}", text]
 
 
 def _wrapped(text: str, indent: str = "    ") -> list[str]:
-    """Breaks a list of names into lines, at commas."""
+    """Break a list of names into lines, at commas."""
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _flow(value: Any) -> str:
-    """Returns a value as YAML on one line."""
+    """Return a value as YAML on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -112,7 +112,7 @@ Column = SampledColumn | ListKind | None
 
 
 def summarized(name: str, cells: pa.ChunkedArray) -> Column:
-    """Summarizes a column of the sample; None if its type is not supported."""
+    """Summarize a column of the sample; None if its type is not supported."""
     stored = cells.type
     if pa.types.is_list(stored) or pa.types.is_large_list(stored):
         is_nested = pa.types.is_nested(stored.value_type) or pa.types.is_binary(stored.value_type)
@@ -127,7 +127,7 @@ def summarized(name: str, cells: pa.ChunkedArray) -> Column:
 
 
 def sampled_label(column: SampledColumn) -> SampledLabel:
-    """Returns how a column becomes a label.
+    """Return how a column becomes a label.
 
     Raises:
         DataError: It is empty in the sample, or has more than two values that are no numbers.
@@ -147,7 +147,7 @@ def sampled_label(column: SampledColumn) -> SampledLabel:
 
 
 def _label_encoding(column: SampledColumn) -> tuple[dict[str, Any], np.ndarray, bool, str]:
-    """Returns the keys of a label, [values] its numbers, whether they are 0 and 1, and what was seen."""
+    """Return the keys of a label, [values] its numbers, whether they are 0 and 1, and what was seen."""
     if column.numbers is not None and np.isin(column.numbers, (0, 1)).all():
         share = column.counts[column.numbers == 1].sum() / column.counts.sum()
         only = "" if column.distinct > 1 else f"; only {column.numbers[0]:g} in the sample"
@@ -188,7 +188,7 @@ def _two_values(column: SampledColumn) -> tuple[dict[str, Any], np.ndarray, bool
 
 
 def with_conditions(targets: list[SampledLabel]) -> Iterator[SampledLabel]:
-    """Adds to the comment of each binary label which other label it requires."""
+    """Add to the comment of each binary label which other label it requires."""
     for target in targets:
         ones = target.numbers == 1
         for other in targets:
@@ -209,7 +209,7 @@ def with_conditions(targets: list[SampledLabel]) -> Iterator[SampledLabel]:
 def input_lines(
     sample: RawSample, columns: Mapping[str, Column], targets: list[SampledLabel], when: TimeColumn | None
 ) -> tuple[list[FeatureLine], dict[str, str]]:
-    """Returns the lines of all input features, and the columns of which none is made, with the reason.
+    """Return the lines of all input features, and the columns of which none is made, with the reason.
 
     Args:
         sample: the sample.
@@ -234,7 +234,7 @@ def input_lines(
 def _features(
     name: str, column: Column, sample: RawSample, targets: list[SampledLabel], when: TimeColumn | None
 ) -> list[FeatureLine] | str:
-    """Returns the features that are made of a column, or why there are none."""
+    """Return the features that are made of a column, or why there are none."""
     if not name or not name.isprintable():
         return "no printable name: name it in the files"
     if column is None:
@@ -247,7 +247,7 @@ def _features(
 
 
 def _useless(column: SampledColumn) -> str | None:
-    """Returns why a column has nothing to say, or None if it may have."""
+    """Return why a column has nothing to say, or None if it may have."""
     if not column.distinct:
         return "empty"
     return f"always {shown(column.values[0].as_py())}" if column.distinct == 1 and not column.nulls else None
@@ -270,7 +270,7 @@ def _timestamp_features(column: SampledColumn, kind: TimestampKind) -> list[Feat
 
 
 def _leak(column: SampledColumn, targets: list[SampledLabel]) -> str | None:
-    """Returns why a column tells a binary label, or None if it does not."""
+    """Return why a column tells a binary label, or None if it does not."""
     for target in targets:
         known = ~np.isnan(target.numbers)
         ones = target.numbers[known].sum()
@@ -292,7 +292,7 @@ def _leak(column: SampledColumn, targets: list[SampledLabel]) -> str | None:
 
 
 def _useless_id(column: SampledColumn) -> str | None:
-    """Returns why the values of a column cannot serve as ids, or None if they can."""
+    """Return why the values of a column cannot serve as ids, or None if they can."""
     words = pc.count_substring(column.values, " ").to_numpy() + 1
     if words.mean() >= WORDS_OF_A_SENTENCE and column.unique_share > DISTINCT_SENTENCES:
         return f"free text, {words.mean():.0f} words on average"
@@ -305,7 +305,7 @@ def _useless_id(column: SampledColumn) -> str | None:
 
 
 def _is_row_number(column: SampledColumn) -> bool:
-    """Whether all values are different whole numbers that mostly grow by 1 from row to row."""
+    """Return whether all values are different whole numbers that mostly grow by 1 from row to row."""
     if column.nulls or not column.is_whole or column.distinct < max(2, column.rows) or column.rows < FEW_VALUES:
         return False
     steps = np.diff(column.texts.cast(pa.float64()).to_numpy())
@@ -325,7 +325,7 @@ def _id_line(column: SampledColumn, sample: RawSample) -> FeatureLine:
 
 
 def _vocabulary(counts: np.ndarray, sample: RawSample) -> dict[str, Any]:
-    """Returns `encode` with a minimum count, if the sample has rarer values."""
+    """Return `encode` with a minimum count, if the sample has rarer values."""
     least = next((count for rows, count in MIN_COUNTS if sample.estimated_rows < rows), LARGEST_MIN_COUNT)
     return {"encode": {"vocabulary": {"min_count": least}}} if least > 1 and counts.min() < least else {}
 
@@ -372,13 +372,13 @@ def _timestamp_lines(column: SampledColumn, kind: TimestampKind) -> list[Feature
 
 
 def reading_keys(kind: TimestampKind) -> dict[str, Any]:
-    """Returns the keys that say how timestamps are read."""
+    """Return the keys that say how timestamps are read."""
     keys = {"format": kind.format, "unit": kind.unit}
     return {key: value for key, value in keys.items() if value}
 
 
 def with_shared_vocabularies(lines: Sequence[FeatureLine], columns: Mapping[str, Column]) -> Iterator[FeatureLine]:
-    """Lets lists of values of another column use the vocabulary of that column's feature."""
+    """Let lists of values of another column use the vocabulary of that column's feature."""
     scalars = [
         (line.name, column)
         for line in lines
@@ -400,13 +400,13 @@ def with_shared_vocabularies(lines: Sequence[FeatureLine], columns: Mapping[str,
 
 
 def _shared(items: SampledColumn, column: SampledColumn) -> float:
-    """Returns the share of items that are values of a column; 0 if there are few different ones."""
+    """Return the share of items that are values of a column; 0 if there are few different ones."""
     common = pc.is_in(items.values, value_set=column.values).to_numpy(zero_copy_only=False)
     return 0.0 if common.sum() < LEAST_SHARED_VALUES else float(items.counts[common].sum() / items.counts.sum())
 
 
 def _line(name: str, keys: dict[str, Any], comment: str, channel: str, column: str | None = None) -> FeatureLine:
-    """Returns a feature's line; a name that no feature may have is replaced and the raw column named by `column`."""
+    """Return a feature's line; a name that no feature may have is replaced and the raw column named by `column`."""
     column = column or name
     if name_mistake(name):
         name = re.sub(r"[^\w -]", "_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .") or "feature"
@@ -415,7 +415,7 @@ def _line(name: str, keys: dict[str, Any], comment: str, channel: str, column: s
 
 
 def distinct_names(lines: Sequence[FeatureLine], columns: Mapping[str, Column]) -> list[FeatureLine]:
-    """Renames features that are called like another feature or another raw column."""
+    """Rename features that are called like another feature or another raw column."""
     done: list[FeatureLine] = []
     taken = {name for name in columns if not name_mistake(name)}
 
@@ -436,7 +436,7 @@ def distinct_names(lines: Sequence[FeatureLine], columns: Mapping[str, Column]) 
 
 
 def time_text(micros: int) -> str:
-    """Returns microseconds since the epoch as a date, with the time of day unless it is midnight."""
+    """Return microseconds since the epoch as a date, with the time of day unless it is midnight."""
     time = datetime.datetime.fromtimestamp(0, datetime.UTC) + datetime.timedelta(microseconds=int(micros))
     return f"{time:%Y-%m-%d}" if not micros % (86_400 * MICROSECONDS) else f"{time:%Y-%m-%d %H:%M:%S}"
 
@@ -450,7 +450,7 @@ def _missing(column: SampledColumn) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent."""
+    """Return a share in percent."""
     return f"{100 * share:.2g}%" if share < 0.1 else f"{100 * share:.1f}%"
 
 

@@ -78,7 +78,7 @@ class _Progress:
 
 
 def find_raw_files(patterns: Sequence[str], folder: Path) -> tuple[Path, ...]:
-    """Returns the files that paths, globs and folders match, sorted.
+    """Return the files that paths, globs and folders match, sorted.
 
     Raises:
         DataError: A pattern matches no file.
@@ -89,7 +89,7 @@ def find_raw_files(patterns: Sequence[str], folder: Path) -> tuple[Path, ...]:
 
 
 def draw_sample(files: Sequence[Path], rows: int, labels: Sequence[str] = ()) -> RawSample:
-    """Reads about `rows` rows from up to 16 files, from the start, the middle and the end of each.
+    """Read about `rows` rows from up to 16 files, from the start, the middle and the end of each.
 
     Args:
         files: the raw files, sorted.
@@ -146,7 +146,7 @@ def _type_of(path: Path) -> Literal["csv", "parquet"]:
 
 
 def _first_format(files: Sequence[Path], labels: Sequence[str]) -> tuple[list[bytes], RawChunk]:
-    """Returns the first lines and the format of the first file with rows; checks that the others have its header."""
+    """Return the first lines and the format of the first file with rows; check that the others have its header."""
     heads = {file: head for file in files if (head := _head(file))}
     if not heads:
         raise DataError(f"{files[0]}: is empty; {FIX_FILES}")
@@ -162,7 +162,7 @@ def _first_format(files: Sequence[Path], labels: Sequence[str]) -> tuple[list[by
 
 
 def _head(path: Path) -> list[bytes]:
-    """Returns the first lines of a file, without a byte order mark."""
+    """Return the first lines of a file, without a byte order mark."""
     with open_text(path) as content:
         data = content.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf")
     if b"\0" in data:
@@ -193,7 +193,7 @@ def _fields(path: Path, lines: list[bytes], separator: str, quote: str | None) -
 
 
 def _format(path: Path, head: list[bytes], labels: Sequence[str]) -> RawChunk:
-    """Chooses the separator and quote that give lines with equally many fields, and whether line 1 is a header."""
+    """Choose the separator and quote that give lines with equally many fields, and whether line 1 is a header."""
     best: tuple[float, int] = (0.0, 1)
     separator, quote, rows = ",", DOUBLE_QUOTE, _fields(path, head, ",", DOUBLE_QUOTE)
     for tried in SEPARATORS:
@@ -220,7 +220,7 @@ def _with_columns(
 
 
 def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
-    """Whether a first line has distinct texts, and those over numbers or texts that occur nowhere below them."""
+    """Return whether a first line has distinct texts, over numbers or texts that occur nowhere below them."""
     if (
         len(set(first)) < len(first)
         or len(first) == 1
@@ -238,7 +238,7 @@ def _looks_like_header(first: list[str], rows: list[list[str]]) -> bool:
 
 
 def _sample_csv(path: Path, chunk: RawChunk, budget: int, may_read_on: bool, progress: _Progress) -> None:
-    """Adds rows of a file: of its start, middle and end, each of a third of the budget in bytes."""
+    """Add rows of a file: of its start, middle and end, each of a third of the budget in bytes."""
     size = path.stat().st_size
     with open_both(path) as (content, stored):
         if path.suffix in COMPRESSED:
@@ -256,7 +256,7 @@ def _sample_csv(path: Path, chunk: RawChunk, budget: int, may_read_on: bool, pro
 
 
 def _seeked(file: BinaryIO, size: int, budget: int) -> tuple[list[bytes], int]:
-    """Returns pieces of an uncompressed file, in whole lines, and its length."""
+    """Return pieces of an uncompressed file, in whole lines, and its length."""
     budget = max(budget, HEAD_BYTES)
     if size <= 3 * budget:
         return [file.read()], size
@@ -270,7 +270,7 @@ def _seeked(file: BinaryIO, size: int, budget: int) -> tuple[list[bytes], int]:
 def _streamed(
     content: BinaryIO, stored: BinaryIO, size: int, budget: int, may_read_on: bool
 ) -> tuple[list[bytes], int]:
-    """Returns pieces of a compressed file, in whole lines, and its uncompressed length, estimated if not read."""
+    """Return pieces of a compressed file, in whole lines, and its uncompressed length, estimated if not read."""
     budget = max(budget, HEAD_BYTES)
     start = content.read(4 * budget)
     if len(start) < 4 * budget:
@@ -298,7 +298,7 @@ def _whole_lines(piece: bytes, is_cut_before: bool, is_cut_after: bool) -> bytes
 
 
 def _parsed(path: Path, piece: bytes, chunk: RawChunk, is_start: bool) -> pa.Table | None:
-    """Returns the rows of a piece as strings; None if it is empty, or cannot be parsed and is not the file's start."""
+    """Return the rows of a piece as strings; None if it is empty, or cannot be parsed and is not the file's start."""
     bad: list[pa_csv.InvalidRow] = []
 
     def skip(row: pa_csv.InvalidRow) -> str:
@@ -338,7 +338,7 @@ def _parsed(path: Path, piece: bytes, chunk: RawChunk, is_start: bool) -> pa.Tab
 
 
 def _trimmed(table: pa.Table) -> tuple[pa.Table, bool]:
-    """Returns a table of strings without white space around them, null where nothing is left, and if there was any."""
+    """Return a table of strings without white space around them, null where nothing is left, and if there was any."""
     columns = [pc.utf8_trim_whitespace(column) for column in table.columns]
     has_space = any(
         not pc.all(pc.equal(trimmed, column), min_count=0).as_py()
@@ -349,7 +349,7 @@ def _trimmed(table: pa.Table) -> tuple[pa.Table, bool]:
 
 
 def _without_null_words(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
-    """Returns a table of strings without the words for a missing value, and the words that were found."""
+    """Return a table of strings without the words for a missing value, and the words that were found."""
     words = dict.fromkeys(word for column in table.columns for word in _null_words(pc.value_counts(column)))
     if not words:
         return table, ()
@@ -373,7 +373,7 @@ def _null_words(counted: pa.StructArray) -> list[str]:
 
 
 def _with_hive_keys(table: pa.Table, path: Path) -> pa.Table:
-    """Adds the keys of Hive folders, such as day=2014-10-21/, as columns of strings."""
+    """Add the keys of Hive folders, such as day=2014-10-21/, as columns of strings."""
     for key, value in partition_keys(path.as_posix()).items():
         if key not in table.column_names:
             table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
@@ -384,7 +384,7 @@ def _with_hive_keys(table: pa.Table, path: Path) -> pa.Table:
 
 
 def _sample_parquet(path: Path, rows: int, progress: _Progress) -> None:
-    """Adds rows of a file: of its first, middle and last row group."""
+    """Add rows of a file: of its first, middle and last row group."""
     try:
         with open_regular(path) as file:
             parquet = pq.ParquetFile(file)
@@ -406,7 +406,7 @@ def _sample_parquet(path: Path, rows: int, progress: _Progress) -> None:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Decodes dictionaries."""
+    """Decode dictionaries."""
     columns = [
         column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         for column in table.columns

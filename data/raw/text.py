@@ -243,7 +243,7 @@ class Records:
         return len(data) if is_closed else 0
 
     def _scan(self, data: bytes) -> list[int]:
-        """Return the bounds of records, by walking over them; stops at a quoted cell that is not closed."""
+        """Return the bounds of records, by walking over them; stop at a quoted cell that is not closed."""
         record, bounds = _patterns(self.separator, self.quote)[1], [0]
         while bounds[-1] < len(data) and (match := record.match(data, bounds[-1])) is not None:
             bounds.append(match.end())

@@ -44,7 +44,7 @@ class Domain:
     may_miss: bool = False
 
     def allows(self, numbers: np.ndarray) -> np.ndarray:
-        """Returns which numbers are in the domain.
+        """Return which numbers are in the domain.
 
         Args:
             numbers: [count] of any integer or float dtype.
@@ -64,7 +64,7 @@ class Domain:
         return good
 
     def allows_all(self, numbers: np.ndarray) -> bool:
-        """Returns whether all numbers are in the domain; faster than `allows(numbers).all()` if they are."""
+        """Return whether all numbers are in the domain; faster than `allows(numbers).all()` if they are."""
         is_float = np.issubdtype(numbers.dtype, np.floating)
         if self.may_miss and is_float:
             numbers = numbers[~np.isnan(numbers)]
@@ -143,7 +143,7 @@ class Column:
         return f"lists of {count}{values}" if self.kind in LIST_KINDS else values
 
     def accepts(self, stored: pa.DataType) -> bool:
-        """Returns whether the column can be read from a parquet type; any will do if training does not use it."""
+        """Return whether the column can be read from a parquet type; any will do if training does not use it."""
         if self.kind is None:
             return True
         if is_list(stored) != (self.kind in LIST_KINDS):
@@ -178,7 +178,7 @@ class Column:
 
 
 def describe_column(spec: FeatureSpec, name: str) -> Column:
-    """Returns the column that stores a feature.
+    """Return the column that stores a feature.
 
     The type is the declared dtype, by default int64 for ids and float32 for values. A column in no channel that states
     neither dtype nor cardinality is text.
@@ -205,26 +205,26 @@ def describe_column(spec: FeatureSpec, name: str) -> Column:
 
 
 def has_ids(kind: str | None, feature: Feature) -> bool:
-    """Returns whether a column of this kind has ids, or lists of ids."""
+    """Return whether a column of this kind has ids, or lists of ids."""
     return kind in (ONEHOT, MULTIHOT) or (kind == SEQUENCE and feature.cardinality is not None)
 
 
 def as_numbers(values: pa.Array) -> pa.Array:
-    """Casts booleans to uint8 and float16 to float32, for which Arrow has few kernels; other types are unchanged."""
+    """Cast booleans to uint8 and float16 to float32, for which Arrow has few kernels; other types are unchanged."""
     if pa.types.is_boolean(values.type):
         return values.cast(pa.uint8())
     return values.cast(pa.float32()) if values.type == pa.float16() else values
 
 
 def dtype_name(stored: pa.DataType) -> str:
-    """Returns the NumPy name of an Arrow type (of a list: its items), or the Arrow name for anything but numbers."""
+    """Return the NumPy name of an Arrow type (of a list: its items), or the Arrow name for anything but numbers."""
     item = stored.value_type if is_list(stored) else stored
     is_number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
     return np.dtype(item.to_pandas_dtype()).name if is_number else str(item)
 
 
 def is_list(stored: pa.DataType) -> bool:
-    """Returns whether an Arrow type is a list type (plain, large or of fixed size)."""
+    """Return whether an Arrow type is a list type (plain, large or of fixed size)."""
     return pa.types.is_list(stored) or pa.types.is_large_list(stored) or pa.types.is_fixed_size_list(stored)
 
 

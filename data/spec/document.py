@@ -98,7 +98,7 @@ class Entry(NamedTuple):
 
 
 def path_of(*location: Any) -> str:
-    """Returns the path of a location, such as `source_spec.train[0].type`, short and on one line for any keys."""
+    """Return the path of a location, such as `source_spec.train[0].type`, short and on one line for any keys."""
     path = ""
     for depth, key in enumerate(location):
         is_plain = isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
@@ -108,7 +108,7 @@ def path_of(*location: Any) -> str:
 
 
 def format_problems(problems: list[Problem]) -> list[str]:
-    """Returns one line per problem, with suggestions for the first misspelled names.
+    """Return one line per problem, with suggestions for the first misspelled names.
 
     Of several problems at one path only the first is kept: the others follow from it.
     """
@@ -233,7 +233,7 @@ class SequencePart:
     order: Order
 
     def with_length(self, features: Mapping[str, Feature]) -> FeatureSequence:
-        """Returns the sequence of a valid document, as long as one of its features states; 1 if none does."""
+        """Return the sequence of a valid document, as long as one of its features states; 1 if none does."""
         names, target = (tuple(entry.text for entry in entries) for entries in (self.features, self.target))
         lengths = [features[name].max_hotness for name in names]
         length = next((length for length in lengths if length is not None), 1)
@@ -269,7 +269,7 @@ class Parts:
     incomplete: set[KeyPath] = field(default_factory=set)
 
     def in_channels(self, *channels: str) -> list[Feature]:
-        """Returns the known features of some channels, each once."""
+        """Return the known features of some channels, each once."""
         names = dict.fromkeys(entry.text for channel in channels for entry in self.channels[channel])
         return [self.features[name] for name in names if name in self.features]
 
@@ -280,12 +280,12 @@ class Parts:
         return [*self.in_channels(*CATEGORICAL_CHANNELS), *steps]
 
     def channel_of(self) -> dict[str, str]:
-        """Returns {feature name: channel} of every feature in a channel; the first channel if it is in several."""
+        """Return {feature name: channel} of every feature in a channel; the first channel if it is in several."""
         return {entry.text: channel for channel in reversed(CHANNELS) for entry in self.channels[channel]}
 
 
 def read_document(document: Any) -> tuple[Parts, list[Problem]]:
-    """Returns the well-formed parts of a document and the problems of everything else."""
+    """Return the well-formed parts of a document and the problems of everything else."""
     parts, problems = Parts(), list[Problem]()
     wrong: set[KeyPath] = set()
     try:
@@ -320,7 +320,7 @@ def read_document(document: Any) -> tuple[Parts, list[Problem]]:
 
 
 def _problem(error: ErrorDetails) -> Problem:
-    """Converts an error of pydantic to a problem."""
+    """Convert an error of pydantic to a problem."""
     *parent, key = error["loc"] or ("document",)
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
@@ -334,14 +334,14 @@ def _problem(error: ErrorDetails) -> Problem:
 
 
 def missing_key(parent: Sequence[int | str]) -> str:
-    """Returns what to say of a missing key of the mapping at this location of a document."""
+    """Return what to say of a missing key of the mapping at this location of a document."""
     if not parent:
         return "this section is missing"
     return f"is missing; a {'sequence has features' if is_sequence(parent) else 'chunk has type, features and files'}"
 
 
 def is_sequence(location: Sequence[int | str]) -> bool:
-    """Returns whether the mapping at a location of a document is a sequence."""
+    """Return whether the mapping at a location of a document is a sequence."""
     return len(location) == 3 and list(location[:2]) == ["channel_spec", SEQUENCE]
 
 
@@ -360,7 +360,7 @@ def _unknown_key(parent: list[int | str], key: Any) -> Problem:
 
 
 def incomplete_after(location: KeyPath, error_type: str) -> set[KeyPath]:
-    """Returns the locations that an error leaves incomplete."""
+    """Return the locations that an error leaves incomplete."""
     channels: set[KeyPath] = {("channel_spec", channel) for channel in CHANNELS}
     if not location:
         return {*((section,) for section in SECTIONS), *channels}
@@ -374,7 +374,7 @@ def incomplete_after(location: KeyPath, error_type: str) -> set[KeyPath]:
 def channel_entries(
     channels: Mapping[str, Any], wrong: set[KeyPath]
 ) -> tuple[dict[str, list[Entry]], list[SequencePart]]:
-    """Returns the valid names in each channel of `channel_spec`, and its sequences."""
+    """Return the valid names in each channel of `channel_spec`, and its sequences."""
     sequences = {} if ("channel_spec", SEQUENCE) in wrong else channels.get(SEQUENCE) or {}
     parts = [
         _sequence_part(name, {} if ("channel_spec", SEQUENCE, name) in wrong else keys, wrong)
@@ -405,7 +405,7 @@ def _chunk_part(chunk: Any, location: KeyPath, wrong: set[KeyPath]) -> ChunkPart
 
 
 def valid_entries(values: Any, location: KeyPath, wrong: set[KeyPath]) -> list[Entry]:
-    """Returns the valid strings of a list."""
+    """Return the valid strings of a list."""
     if location in wrong or not values:
         return []
     path = path_of(*location)

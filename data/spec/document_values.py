@@ -26,12 +26,12 @@ TORCH_DTYPES = {
 
 
 def wrong_value(message: str) -> PydanticCustomError:
-    """Returns the error that a validator raises for a wrong value."""
+    """Return the error that a validator raises for a wrong value."""
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
 def expects(expected: str) -> WrapValidator:
-    """Returns a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
+    """Return a validator that reports a wrong value in our words; mistakes inside of a list or mapping keep theirs."""
 
     def validate(value: Any, validator: Callable[[Any], Any]) -> Any:
         try:
@@ -45,12 +45,12 @@ def expects(expected: str) -> WrapValidator:
 
 
 def _plain_number(value: Any) -> Any:
-    """Returns a NumPy number, as code that builds specifications uses them, as a Python number."""
+    """Return a NumPy number, as code that builds specifications uses them, as a Python number."""
     return value.item() if isinstance(value, np.number) else value
 
 
 def numpy_dtype(value: Any) -> Any:
-    """Returns the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
+    """Return the NumPy name of a dtype, given its NumPy or torch name ("torch.long")."""
     return TORCH_DTYPES.get(value, value.removeprefix("torch.")) if isinstance(value, str) else value
 
 
@@ -78,12 +78,12 @@ def _formula(value: Any) -> str:
 
 
 def expects_one_of(choices: Any) -> WrapValidator:
-    """Returns a validator that reports a value that is none of a Literal's."""
+    """Return a validator that reports a value that is none of a Literal's."""
     return expects(f"one of {', '.join(get_args(choices))}")
 
 
 def expects_integer(least: int, most: int) -> WrapValidator:
-    """Returns a validator that reports a value that is no integer of a range."""
+    """Return a validator that reports a value that is no integer of a range."""
     return expects(f"a whole number from {least} to {most}, without quotes")
 
 

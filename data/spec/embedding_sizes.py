@@ -24,7 +24,7 @@ def embedding_dims(
     allow_outside_paths: bool = False,
     of_model: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Returns the embedding width of every categorical feature, one-hot, multi-hot, then those of sequences.
+    """Return the embedding width of every categorical feature, one-hot, multi-hot, then those of sequences.
 
     A width comes from the first of these sources that has the feature: `sizes_file` (JSON, {feature: width}),
     `embedding_dim` in the specification, `of_model`, `embedding_sizes.json` in the specification's folder,
@@ -74,7 +74,7 @@ def embedding_dims(
 
 
 def _of_tables(spec: FeatureSpec, widths: Mapping[str, int]) -> dict[str, int]:
-    """Returns the width of each table that is given for the first of its features that has one."""
+    """Return the width of each table that is given for the first of its features that has one."""
     found: dict[str, int] = {}
     for feature in spec.categorical:
         if feature.name in widths:
@@ -85,7 +85,7 @@ def _of_tables(spec: FeatureSpec, widths: Mapping[str, int]) -> dict[str, int]:
 def unused_widths(
     spec: FeatureSpec, sizes_file: Path | None = None, *, allow_outside_paths: bool = False
 ) -> Iterator[str]:
-    """Yields a warning per file of `embedding_dims` that names unknown categorical features, with the closest names.
+    """Yield a warning per file of `embedding_dims` that names unknown categorical features, with the closest names.
 
     Raises:
         DataError: A file cannot be read, or a width is not an integer in [1, 4096].
@@ -99,12 +99,12 @@ def unused_widths(
 
 
 def default_dim(cardinality: int) -> int:
-    """Returns a rule-of-thumb width: min(256, round(1.6 * cardinality ** 0.56)), at least 1."""
+    """Return a rule-of-thumb width: min(256, round(1.6 * cardinality ** 0.56)), at least 1."""
     return max(1, min(LARGEST_DEFAULT, round(1.6 * cardinality**0.56)))
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """Reads a JSON file of the form {feature: width}.
+    """Read a JSON file of the form {feature: width}.
 
     Raises:
         DataError: The file cannot be read, or has invalid widths, which the message lists.
@@ -127,7 +127,7 @@ def _read_default_file(spec: FeatureSpec, allow_outside_paths: bool) -> dict[str
 
 
 def _unknown(spec: FeatureSpec, sizes: dict[str, int]) -> str:
-    """Lists the names in `sizes` that are not categorical features, likely misspellings first; "" if there are none."""
+    """List the names in `sizes` that are not categorical features, likely misspellings first; "" if there are none."""
     features = dict.fromkeys(feature.name for feature in spec.categorical)
     unknown = [name for name in sizes if name not in features]
     without_width = [name for name in features if name not in sizes]

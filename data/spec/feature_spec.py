@@ -95,7 +95,7 @@ class FeatureSpec:
 
     @classmethod
     def read(cls, path: Path, *, allow_outside_paths: bool = False, has_files: bool = True) -> "FeatureSpec":
-        """Reads and validates a YAML file, and finds the files of its folders and patterns.
+        """Read and validate a YAML file, and find the files of its folders and patterns.
 
         Args:
             path: path of the file.
@@ -127,7 +127,7 @@ class FeatureSpec:
         *,
         allow_outside_paths: bool = False,
     ) -> "FeatureSpec":
-        """Validates a document and builds the specification.
+        """Validate a document and build the specification.
 
         Args:
             document: root of the document, as the YAML reader returns it.
@@ -156,7 +156,7 @@ class FeatureSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the document that `from_dict` reads back; values equal to their default are omitted."""
+        """Return the document that `from_dict` reads back; values equal to their default are omitted."""
         return {
             "feature_spec": {name: _stated(feature) for name, feature in self.features.items()},
             "source_spec": {
@@ -172,7 +172,7 @@ class FeatureSpec:
         }
 
     def to_yaml(self) -> str:
-        """Returns the document of `to_dict` as YAML text.
+        """Return the document of `to_dict` as YAML text.
 
         Raises:
             YAMLError: The metadata contains a value that YAML cannot represent.
@@ -186,7 +186,7 @@ class FeatureSpec:
         return text.getvalue()
 
     def write(self, path: Path) -> None:
-        """Writes the specification as YAML, atomically.
+        """Write the specification as YAML, atomically.
 
         Paths in the file are relative to its own folder, so `path` is normally in `folder`.
 
@@ -216,7 +216,7 @@ class FeatureSpec:
                 temporary.unlink(missing_ok=True)
 
     def channel(self, name: str) -> tuple[Feature, ...]:
-        """Returns the features of a channel, in channel order."""
+        """Return the features of a channel, in channel order."""
         return tuple(self.features[feature] for feature in self.channels.get(name, ()))
 
     @property
@@ -324,7 +324,7 @@ class FeatureSpec:
         return next((feature for feature in self.features.values() if feature.role == SAMPLE_WEIGHT), None)
 
     def chunks(self, mapping: str) -> tuple[Chunk, ...]:
-        """Returns the chunks of a mapping.
+        """Return the chunks of a mapping.
 
         Raises:
             DataError: There is no such mapping; the message lists the existing ones.
@@ -336,12 +336,12 @@ class FeatureSpec:
         return self.sources[mapping]
 
     def files(self, mapping: str) -> tuple[Path, ...]:
-        """Returns the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
+        """Return the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
         folder = self.folder.absolute()
         return tuple(located(folder, file) for chunk in self.chunks(mapping) for file in chunk.files)
 
     def only(self, channel: str, *, with_sample_weight: bool = False) -> "FeatureSpec":
-        """Returns a specification with the features of a single channel, so that no other column is read."""
+        """Return a specification with the features of a single channel, so that no other column is read."""
         features = list(self.channel(channel))
         if with_sample_weight and self.sample_weight is not None:
             features.append(self.sample_weight)
@@ -349,7 +349,7 @@ class FeatureSpec:
         return replace(self, features={feature.name: feature for feature in features}, channels=names, sequences=())
 
     def with_sources(self, sources: Mapping[str, Sequence[Chunk]], folder: Path) -> "FeatureSpec":
-        """Returns a specification with the same features and channels, but other files, located under `folder`.
+        """Return a specification with the same features and channels, but other files, located under `folder`.
 
         Raises:
             FeatureSpecError: The new sources are invalid.
@@ -373,7 +373,7 @@ class PlainRepresenter(SafeRepresenter):
 
 
 def channel_keys(channels: Mapping[str, Sequence[str]], sequences: Sequence[FeatureSequence]) -> dict[str, Any]:
-    """Returns the section `channel_spec` of a document; without the channels `sequence` and `vector` if empty."""
+    """Return the section `channel_spec` of a document; without the channels `sequence` and `vector` if empty."""
     keys: dict[str, Any] = {channel: list(channels.get(channel, ())) for channel in CHANNELS if channel != SEQUENCE}
     if not keys[VECTOR]:
         del keys[VECTOR]
@@ -394,6 +394,6 @@ def _texts(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _stated(feature: Feature) -> dict[str, Any]:
-    """Returns the keys of a feature whose values differ from the default."""
+    """Return the keys of a feature whose values differ from the default."""
     keys = [field for field in fields(feature) if field.name != "name"]
     return {key.name: getattr(feature, key.name) for key in keys if getattr(feature, key.name) != key.default}

@@ -208,7 +208,7 @@ class FeatureSequence:
 
 
 def default_encoder(has_target: bool) -> Encoder:
-    """Returns the encoder of a sequence that states none."""
+    """Return the encoder of a sequence that states none."""
     return "din" if has_target else "mean"
 
 
@@ -228,7 +228,7 @@ class Chunk:
 
 
 def exact_integers(dtype: str) -> int:
-    """Returns the largest n such that the type (by NumPy name) represents every integer in [0, n) exactly."""
+    """Return the largest n such that the type (by NumPy name) represents every integer in [0, n) exactly."""
     if dtype in FLOAT_DTYPES:
         # 2 to the power of the significand's bits (11, 24, 53) is the last integer before the first gap.
         return {"float16": 2**11, "float32": 2**24, "float64": 2**53}[dtype] + 1
@@ -237,7 +237,7 @@ def exact_integers(dtype: str) -> int:
 
 
 def name_mistake(name: Any) -> str | None:
-    """Returns what is wrong with the name of a feature or mapping, or None if it is valid for every later use."""
+    """Return what is wrong with the name of a feature or mapping, or None if it is valid for every later use."""
     if not isinstance(name, str):
         return f"this name is {described(name)}; a name is a string: put it in quotes"
     if not name:

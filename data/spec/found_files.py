@@ -14,7 +14,7 @@ from data.storage.remote import checked_url, is_url
 def find_sources(
     sources: Mapping[str, Sequence[Chunk]], folder: Path, *, allow_outside_paths: bool
 ) -> tuple[dict[str, tuple[Chunk, ...]], list[Problem]]:
-    """Returns valid mappings with the files that their entries stand for, and what is wrong with these.
+    """Return valid mappings with the files that their entries stand for, and what is wrong with these.
 
     The files follow in the order of the entries, those of an entry sorted by path. A path that is no pattern need not
     exist yet.

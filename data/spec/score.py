@@ -85,7 +85,7 @@ class Formula:
     def evaluate(
         self, values: Mapping[str, T], number: Callable[[float], T], operations: Mapping[str, Callable[..., T]]
     ) -> T:
-        """Evaluates the formula with any kind of values.
+        """Evaluate the formula with any kind of values.
 
         Args:
             values: value of each name.
@@ -107,7 +107,7 @@ class Formula:
 
 
 def parse_formula(text: str) -> Formula:
-    """Parses a formula of at most MAX_CHARACTERS characters.
+    """Parse a formula of at most MAX_CHARACTERS characters.
 
     Raises:
         FormulaError: it is none, or names nothing.
@@ -123,7 +123,7 @@ def parse_formula(text: str) -> Formula:
 
 
 def find_mistake(formula: Formula, features: Iterable[Feature], channel_of: Mapping[str, str]) -> str | None:
-    """Returns what is wrong with the names of a formula, and what to write instead; None if nothing is.
+    """Return what is wrong with the names of a formula, and what to write instead; None if nothing is.
 
     Args:
         formula: the formula.
@@ -147,7 +147,7 @@ def find_mistake(formula: Formula, features: Iterable[Feature], channel_of: Mapp
 
 
 def _why_unusable(feature: Feature, channel: str | None) -> str:
-    """Returns why a formula cannot name a feature; empty if it can."""
+    """Return why a formula cannot name a feature; empty if it can."""
     if channel == LABEL:
         return f"has task {feature.task}, whose prediction is no single number" if feature.is_class else ""
     if channel == NUMERICAL:
@@ -200,7 +200,7 @@ class _Parser:
         return self._tokens[self._place]
 
     def _take(self, *symbols: str) -> str | None:
-        """Moves past the next token if it is one of these symbols, and returns it."""
+        """Move past the next token if it is one of these symbols, and return it."""
         token = self._token
         if token.kind != "symbol" or token.text not in symbols:
             return None
@@ -255,7 +255,7 @@ class _Parser:
             raise self._unexpected("a number or a name")
 
     def _call(self, function: _Token, opening: _Token) -> None:
-        """Parses the arguments of a function and its closing parenthesis."""
+        """Parse the arguments of a function and its closing parenthesis."""
         needed = FUNCTIONS.get(function.text)
         if needed is None:
             near = nearest(function.text, FUNCTIONS)
@@ -290,7 +290,7 @@ class _Parser:
 
 
 def _number(token: _Token) -> float:
-    """Returns the value of a number, which float32 must be able to represent, at least rounded."""
+    """Return the value of a number, which float32 must be able to represent, at least rounded."""
     value = float(token.text)
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.float32(value)

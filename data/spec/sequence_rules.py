@@ -26,7 +26,7 @@ class Column(NamedTuple):
 def check_sequences(
     sequences: list[SequencePart], columns: Mapping[str, Column], channel_of: Mapping[str, str], *, is_complete: bool
 ) -> Iterator[Problem]:
-    """Checks the sequences of a specification.
+    """Check the sequences of a specification.
 
     Args:
         sequences: the sequences.
@@ -54,7 +54,7 @@ def check_sequences(
 
 
 def _check_lengths(known: Mapping[str, Column]) -> Iterator[Problem]:
-    """Checks that the features of a sequence state the same number of steps."""
+    """Check that the features of a sequence state the same number of steps."""
     stated = {name: column.max_hotness for name, column in known.items() if column.max_hotness is not None}
     first = next(iter(stated), "")
     for name, length in stated.items():
@@ -72,7 +72,7 @@ def _check_target(
     *,
     has_all: bool,
 ) -> Iterator[Problem]:
-    """Checks that targets are one-hot features, each with one partner: the feature of the sequence with its table."""
+    """Check that targets are one-hot features, each with one partner: the feature of the sequence with its table."""
     partners: dict[str | None, list[str]] = {}
     for name, column in known.items():
         partners.setdefault(column.table, []).append(name)
@@ -91,7 +91,7 @@ def _check_target(
 
 
 def _target_mistake(column: Column, other: str | None, partners: list[str] | None, *, has_all: bool) -> str | None:
-    """Returns what is wrong with a target: `other` has its table, too, and `partners` are in the sequence."""
+    """Return what is wrong with a target: `other` has its table, too, and `partners` are in the sequence."""
     if column.wide == "only":
         return "is in the wide part only, and a target needs embeddings; write wide: too for it"
     if other is not None:

@@ -58,7 +58,7 @@ MAX_CHAIN = 20
 
 
 def check_document(document: Any, folder: Path, *, allow_outside_paths: bool = False) -> tuple[Parts, list[Problem]]:
-    """Returns the well-formed parts of a document and every violation in it; paths are relative to `folder`."""
+    """Return the well-formed parts of a document and every violation in it; paths are relative to `folder`."""
     parts, problems = read_document(document)
     for rule in RULES:
         problems.extend(rule(parts))
@@ -74,7 +74,7 @@ def _feature_path(feature: Feature | str, *key: str) -> str:
 
 
 def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
-    """Checks that there is at least one input feature and one label."""
+    """Check that there is at least one input feature and one label."""
     inputs = {("channel_spec", channel) for channel in INPUT_CHANNELS}
     if parts.incomplete.isdisjoint(inputs) and not any(parts.channels[channel] for channel in INPUT_CHANNELS):
         yield Problem("channel_spec", f"has no input feature; list one under {', '.join(INPUT_CHANNELS)}")
@@ -83,7 +83,7 @@ def check_channels_are_used(parts: Parts) -> Iterator[Problem]:
 
 
 def check_channel_features(parts: Parts) -> Iterator[Problem]:
-    """Checks that channels list existing features, each at most once overall, and that `map` lists at most one.
+    """Check that channels list existing features, each at most once overall, and that `map` lists at most one.
 
     The map feature may also be a one-hot feature.
     """
@@ -96,7 +96,7 @@ def check_channel_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_categorical(parts: Parts) -> Iterator[Problem]:
-    """Checks that categorical features have a cardinality, and a numeric dtype that can represent every id."""
+    """Check that categorical features have a cardinality, and a numeric dtype that can represent every id."""
     for feature in parts.in_channels(*CATEGORICAL_CHANNELS):
         if feature.cardinality is None and ("feature_spec", feature.name) not in parts.incomplete:
             expected = "write the largest id + 1 (ids lie in [0, cardinality))"
@@ -108,7 +108,7 @@ def check_categorical(parts: Parts) -> Iterator[Problem]:
 
 
 def check_map(parts: Parts) -> Iterator[Problem]:
-    """Checks that the map feature has an integer dtype, and can be copied to prediction files beside their columns."""
+    """Check that the map feature has an integer dtype, and can be copied to prediction files beside their columns."""
     labels = [feature.name for feature in parts.in_channels(LABEL)]
     taken = {ROW_COLUMN, *(prefix + label for label in labels for prefix in (LABEL_COLUMN, PREDICTION_COLUMN))}
     for feature in parts.in_channels(MAP):
@@ -119,7 +119,7 @@ def check_map(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
-    """Checks that the keys of lists and of ids are only stated for channels in which they have a meaning.
+    """Check that the keys of lists and of ids are only stated for channels in which they have a meaning.
 
     Features in no channel may state them: they describe a column that is stored but not used.
     """
@@ -145,7 +145,7 @@ def check_keys_of_inputs(parts: Parts) -> Iterator[Problem]:
 
 
 def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iterator[Problem]:
-    """Checks the keys of a feature of a sequence; without a cardinality, it has numbers."""
+    """Check the keys of a feature of a sequence; without a cardinality, it has numbers."""
     is_complete = ("feature_spec", name) not in parts.incomplete
     if "cardinality" in keys and "max_hotness" not in keys and is_complete:
         yield Problem(_feature_path(name, "max_hotness"), "is missing; write the most steps that one row has")
@@ -161,7 +161,7 @@ def _check_keys_of_steps(name: str, keys: Collection[str], parts: Parts) -> Iter
 
 
 def check_serve(parts: Parts) -> Iterator[Problem]:
-    """Checks the constants of features known only in training, and that there are other inputs."""
+    """Check the constants of features known only in training, and that there are other inputs."""
     channel_of = parts.channel_of()
     served = [feature for feature in parts.features.values() if feature.serve is not None]
     for feature in served:
@@ -200,7 +200,7 @@ def _check_served(feature: Feature, channel: str | None, keys: Collection[str]) 
 
 
 def check_sides(parts: Parts) -> Iterator[Problem]:
-    """Checks that only inputs that rows have state a side, and that the features of a sequence have the same one."""
+    """Check that only inputs that rows have state a side, and that the features of a sequence have the same one."""
     channel_of = parts.channel_of()
     ids_of_weights = {feature.weights: feature.name for feature in parts.features.values() if feature.weights}
     for name, keys in parts.stated.items():
@@ -231,7 +231,7 @@ def check_sides(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_vectors(parts: Parts) -> Iterator[Problem]:
-    """Checks that vectors in rows, and no features of other channels, state their dimension."""
+    """Check that vectors in rows, and no features of other channels, state their dimension."""
     channel_of = parts.channel_of()
     for name, keys in parts.stated.items():
         channel, path = channel_of.get(name), _feature_path(name, DIMENSION)
@@ -244,7 +244,7 @@ def check_keys_of_vectors(parts: Parts) -> Iterator[Problem]:
 
 
 def check_pretrained(parts: Parts) -> Iterator[Problem]:
-    """Checks that vectors that are looked up state by which feature, and that no others do."""
+    """Check that vectors that are looked up state by which feature, and that no others do."""
     channel_of = parts.channel_of()
     for name, keys in parts.stated.items():
         channel, feature = channel_of.get(name), parts.features[name]
@@ -261,7 +261,7 @@ def check_pretrained(parts: Parts) -> Iterator[Problem]:
 
 
 def _check_looked_up(feature: Feature, channel_of: Mapping[str, str], parts: Parts) -> Iterator[Problem]:
-    """Checks what a vector is looked up by, and the type that it is stored in."""
+    """Check what a vector is looked up by, and the type that it is stored in."""
     of, path = feature.of, _feature_path(feature, "of")
     is_complete = ("feature_spec", feature.name) not in parts.incomplete
     if feature.dtype is not None and feature.dtype not in PRETRAINED_DTYPES:
@@ -283,12 +283,12 @@ def _check_looked_up(feature: Feature, channel_of: Mapping[str, str], parts: Par
 
 
 def _is_looked_up(feature: Feature) -> bool:
-    """Whether a vector is looked up in a file, even if the path of that is malformed, and not stored in rows."""
+    """Return whether a vector is looked up in a file, even one with a malformed path, and not stored in rows."""
     return feature.pretrained is not None or feature.of is not None
 
 
 def check_dimension_of_pretrained(parts: Parts) -> Iterator[Problem]:
-    """Checks that pretrained vectors state their dimension, so that no file is needed to know the model."""
+    """Check that pretrained vectors state their dimension, so that no file is needed to know the model."""
     for feature in parts.in_channels(VECTOR):
         is_complete = ("feature_spec", feature.name) not in parts.incomplete
         if feature.pretrained is not None and feature.dimension is None and is_complete:
@@ -296,7 +296,7 @@ def check_dimension_of_pretrained(parts: Parts) -> Iterator[Problem]:
 
 
 def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
-    """Checks that the ids of null and of unseen values lie within the table, and that buckets begin at an id."""
+    """Check that the ids of null and of unseen values lie within the table, and that buckets begin at an id."""
     for name, keys in parts.stated.items():
         feature, is_known = parts.features[name], ("feature_spec", name) not in parts.incomplete
         if "oov_buckets" in keys and "unseen_id" not in keys and is_known:
@@ -311,7 +311,7 @@ def check_reserved_ids(parts: Parts) -> Iterator[Problem]:
 
 
 def check_tables(parts: Parts) -> Iterator[Problem]:
-    """Checks that features with the same embedding table have the same ids and state no different widths.
+    """Check that features with the same embedding table have the same ids and state no different widths.
 
     The table of a feature that states none is called like the feature.
     """
@@ -328,7 +328,7 @@ def check_tables(parts: Parts) -> Iterator[Problem]:
 
 
 def check_all_sequences(parts: Parts) -> Iterator[Problem]:
-    """Checks the sequences; see `check_sequences`."""
+    """Check the sequences; see `check_sequences`."""
     categorical = {feature.name for feature in parts.categorical}
     columns = {
         feature.name: Column(
@@ -342,7 +342,7 @@ def check_all_sequences(parts: Parts) -> Iterator[Problem]:
 
 
 def check_unseen_values(parts: Parts) -> Iterator[Problem]:
-    """Checks that a number for unseen values comes with the feature whose ids are unseen with it, and vice versa.
+    """Check that a number for unseen values comes with the feature whose ids are unseen with it, and vice versa.
 
     That feature may be in no channel: then it is not an input, and the number is of no use.
     """
@@ -364,7 +364,7 @@ def check_unseen_values(parts: Parts) -> Iterator[Problem]:
 
 
 def check_list_weights(parts: Parts) -> Iterator[Problem]:
-    """Checks that the weights of a multi-hot feature are a column in no channel, and of one feature only."""
+    """Check that the weights of a multi-hot feature are a column in no channel, and of one feature only."""
     channel_of, weighs = parts.channel_of(), dict[str, str]()
     unused = tuple(islice((name for name in parts.features if name not in channel_of), MAX_NAMES_COMPARED))
     for name, feature in parts.features.items():
@@ -391,7 +391,7 @@ def check_list_weights(parts: Parts) -> Iterator[Problem]:
 
 
 def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
-    """Checks that the keys of a task are only stated for labels."""
+    """Check that the keys of a task are only stated for labels."""
     if ("channel_spec", LABEL) in parts.incomplete:
         return
     channel_of = parts.channel_of()
@@ -403,7 +403,7 @@ def check_keys_of_labels(parts: Parts) -> Iterator[Problem]:
 
 
 def check_tasks(parts: Parts) -> Iterator[Problem]:
-    """Checks that the keys of a label fit its task, and that its name is not the one reserved for the mean."""
+    """Check that the keys of a label fit its task, and that its name is not the one reserved for the mean."""
     labels = parts.in_channels(LABEL)
     for feature in labels:
         classes = feature.cardinality or 0
@@ -426,7 +426,7 @@ def check_tasks(parts: Parts) -> Iterator[Problem]:
 
 
 def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
-    """Checks that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
+    """Check that `given` names another, binary label, and that `given` forms neither cycles nor overlong chains."""
     labels = {feature.name: feature for feature in parts.in_channels(LABEL)}
     binary = list(islice((name for name, feature in labels.items() if feature.is_binary), MAX_NAMES_COMPARED))
     for name, feature in labels.items():
@@ -451,7 +451,7 @@ def check_sample_spaces(parts: Parts) -> Iterator[Problem]:
 
 
 def check_joint_names(parts: Parts) -> Iterator[Problem]:
-    """Checks that the joint name of a label and its `given` chain is neither a label nor another joint name."""
+    """Check that the joint name of a label and its `given` chain is neither a label nor another joint name."""
     labels = {feature.name: feature for feature in parts.in_channels(LABEL)}
     # Without the separator in a label's name, joint names are unique.
     if not any(JOINT in name for name in labels):
@@ -469,7 +469,7 @@ def check_joint_names(parts: Parts) -> Iterator[Problem]:
 
 
 def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
-    """Checks that the dtype bool is only used for binary labels and for columns in no channel."""
+    """Check that the dtype bool is only used for binary labels and for columns in no channel."""
     channel_of, weights = parts.channel_of(), {feature.weights for feature in parts.features.values()}
     for feature in parts.features.values():
         channel = channel_of.get(feature.name)
@@ -480,7 +480,7 @@ def check_bool_dtype(parts: Parts) -> Iterator[Problem]:
 
 
 def check_score(parts: Parts) -> Iterator[Problem]:
-    """Checks that the formula of the score names labels and numerical features."""
+    """Check that the formula of the score names labels and numerical features."""
     sections = {("feature_spec",), ("channel_spec", LABEL), ("channel_spec", NUMERICAL)}
     if parts.score is None or not parts.incomplete.isdisjoint(sections):
         return
@@ -489,7 +489,7 @@ def check_score(parts: Parts) -> Iterator[Problem]:
 
 
 def check_sample_weight(parts: Parts) -> Iterator[Problem]:
-    """Checks that at most one feature is the sample weight, is in no channel, and alone has a negative_rate."""
+    """Check that at most one feature is the sample weight, is in no channel, and alone has a negative_rate."""
     weights = [feature.name for feature in parts.features.values() if feature.role is not None]
     channel_of = parts.channel_of()
     for name, keys in parts.stated.items():
@@ -505,7 +505,7 @@ def check_sample_weight(parts: Parts) -> Iterator[Problem]:
 
 
 def _check_names(entries: Iterable[Entry], parts: Parts) -> Iterator[Problem]:
-    """Checks that entries name existing features, each at most once."""
+    """Check that entries name existing features, each at most once."""
     first: dict[str, str] = {}
     for path, name in entries:
         if ("feature_spec",) not in parts.incomplete and name not in parts.features:
@@ -522,7 +522,7 @@ def _check_integer_dtype(feature: Feature, reason: str) -> Iterator[Problem]:
 
 
 def _check_dtype_holds(feature: Feature, values: str) -> Iterator[Problem]:
-    """Checks that the dtype represents every integer below the cardinality exactly."""
+    """Check that the dtype represents every integer below the cardinality exactly."""
     dtype = feature.dtype if feature.dtype != BOOL_DTYPE else None
     if feature.cardinality is not None and dtype is not None and feature.cardinality > exact_integers(dtype):
         message = f"is {dtype}, which cannot hold {values} up to {feature.cardinality - 1}; write a wider one"
@@ -530,7 +530,7 @@ def _check_dtype_holds(feature: Feature, values: str) -> Iterator[Problem]:
 
 
 def _chain(labels: dict[str, Feature], name: str) -> list[str]:
-    """Returns the chain of `given` labels that ends with `name`, root first; the labels of a cycle appear once.
+    """Return the chain of `given` labels that ends with `name`, root first; the labels of a cycle appear once.
 
     A chain that is too long is cut to MAX_CHAIN + 1 labels, just enough to tell.
     """
@@ -541,7 +541,7 @@ def _chain(labels: dict[str, Feature], name: str) -> list[str]:
 
 
 def _cycles(labels: dict[str, Feature]) -> Iterator[list[str]]:
-    """Yields every cycle of labels linked by `given`, once each.
+    """Yield every cycle of labels linked by `given`, once each.
 
     Every label has at most one `given`, so following it from each start, and never into a label that is done, takes
     linear time.
@@ -562,7 +562,7 @@ def _cycles(labels: dict[str, Feature]) -> Iterator[list[str]]:
 
 
 def check_mappings(parts: Parts) -> Iterator[Problem]:
-    """Checks that the mappings for training and evaluation exist."""
+    """Check that the mappings for training and evaluation exist."""
     if ("source_spec",) in parts.incomplete:
         return
     for mapping in REQUIRED_MAPPINGS:
@@ -573,7 +573,7 @@ def check_mappings(parts: Parts) -> Iterator[Problem]:
 
 
 def check_chunk_types(parts: Parts) -> Iterator[Problem]:
-    """Checks that all chunks of a mapping have the same file type."""
+    """Check that all chunks of a mapping have the same file type."""
     for chunks in parts.sources.values():
         types = [chunk.type for chunk in chunks if chunk.type]
         for chunk in chunks:
@@ -583,7 +583,7 @@ def check_chunk_types(parts: Parts) -> Iterator[Problem]:
 
 
 def check_chunk_features(parts: Parts) -> Iterator[Problem]:
-    """Checks that chunks list existing features, each at most once per mapping, and none that is looked up."""
+    """Check that chunks list existing features, each at most once per mapping, and none that is looked up."""
     looked_up = {feature.name for feature in parts.in_channels(VECTOR) if _is_looked_up(feature)}
     for chunks in parts.sources.values():
         yield from _check_names((entry for chunk in chunks for entry in chunk.features), parts)
@@ -593,7 +593,7 @@ def check_chunk_features(parts: Parts) -> Iterator[Problem]:
 
 
 def check_coverage(parts: Parts) -> Iterator[Problem]:
-    """Checks that every mapping has all inputs, and that train also has the labels and what else training needs.
+    """Check that every mapping has all inputs, and that train also has the labels and what else training needs.
 
     Other mappings may be used for prediction, where labels are unknown; the loader raises an error if one without
     labels is evaluated.
@@ -617,7 +617,7 @@ def check_coverage(parts: Parts) -> Iterator[Problem]:
 
 
 def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
-    """Checks that some mapping besides train has the map feature, which is needed for evaluation."""
+    """Check that some mapping besides train has the map feature, which is needed for evaluation."""
     entries = parts.channels[MAP]
     mappings = {("source_spec",), *(("source_spec", mapping) for mapping in parts.sources)}
     is_complete = parts.sources.keys() >= set(REQUIRED_MAPPINGS) and parts.incomplete.isdisjoint(mappings)
@@ -631,7 +631,7 @@ def check_map_is_evaluated(parts: Parts) -> Iterator[Problem]:
 
 
 def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Problem]:
-    """Checks that paths name files under the folder (unless outside paths are allowed), each once per chunk.
+    """Check that paths name files under the folder (unless outside paths are allowed), each once per chunk.
 
     The files need not exist yet.
     """

@@ -53,7 +53,7 @@ class _PlainComposer(Composer):
         self._extents: dict[int, _Extent] = {}  # of the complete nodes, by id
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Composes the next node.
+        """Compose the next node.
 
         Raises:
             _RejectedError: It is not plain, or a limit is exceeded.
@@ -82,7 +82,7 @@ class _PlainComposer(Composer):
         return node
 
     def _check_names(self, event: Any, mark: Any) -> None:
-        """Checks the tag and the anchor of an event."""
+        """Check the tag and the anchor of an event."""
         if getattr(event, "tag", None) is not None:
             tag = str(event.tag).replace(_TAG, "!!")[:60]
             raise _rejected(f"tags are not supported (found {tag}); write plain values", mark)
@@ -106,7 +106,7 @@ class _PlainComposer(Composer):
             raise _rejected(f"nested deeper than {MAX_DEPTH} levels; a specification needs 5", mark)
 
     def _extent(self, node: Any, values: int, characters: int) -> _Extent:
-        """Returns the extent of a complete node, given the totals before it."""
+        """Return the extent of a complete node, given the totals before it."""
         if isinstance(node, ScalarNode):
             return _Extent(1, len(node.value), 0)
         children = [child for pair in node.value for child in pair] if isinstance(node, MappingNode) else node.value
@@ -126,7 +126,7 @@ class _LocatingConstructor(SafeConstructor):
     """A safe constructor whose errors have a position."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """Constructs a value.
+        """Construct a value.
 
         Raises:
             _RejectedError: It looks like a number or a date but is none, such as 2024-99-99.
@@ -139,7 +139,7 @@ class _LocatingConstructor(SafeConstructor):
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Reads a YAML 1.2 file whose root is a mapping.
+    """Read a YAML 1.2 file whose root is a mapping.
 
     Anchors and aliases are accepted: PyYAML writes them for a list that is used twice. Refused are duplicate keys,
     tags, merge keys, files larger than 1 MiB, and, with aliases expanded, nesting deeper than 20, more than 40,000
@@ -175,7 +175,7 @@ def _rejected(message: str, mark: Any) -> _RejectedError:
 
 
 def _check_scalar(node: ScalarNode, mark: Any) -> None:
-    """Raises _RejectedError for half characters, overlong numbers, and what only YAML 1.1 gives a meaning."""
+    """Raise _RejectedError for half characters, overlong numbers, and what only YAML 1.1 gives a meaning."""
     kind = str(node.tag).removeprefix(_TAG)
     if _SURROGATE.search(node.value):
         raise _rejected("a string with an unpaired surrogate escape; write the character", mark)
@@ -188,7 +188,7 @@ def _check_scalar(node: ScalarNode, mark: Any) -> None:
 
 
 def _describe(error: MarkedYAMLError, text: str) -> str:
-    """Returns the position and the message of an error, with the fix for common causes."""
+    """Return the position and the message of an error, with the fix for common causes."""
     mark = error.problem_mark or error.context_mark
     position = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
     if isinstance(error, _RejectedError):

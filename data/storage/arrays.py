@@ -50,7 +50,7 @@ class ArraySource:
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> "ArraySource":
-        """Creates the source of an in-memory array without copying it."""
+        """Create the source of an in-memory array without copying it."""
         return cls(name, array.shape, array.dtype, lambda: row_blocks(array))
 
     @property
@@ -59,11 +59,11 @@ class ArraySource:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def npy_header(self) -> bytes:
-        """Returns the header of the .npy file, which precedes the values."""
+        """Return the header of the .npy file, which precedes the values."""
         return _npy_header(tuple(self.shape), np.dtype(self.dtype).newbyteorder("<"))
 
     def npy_chunks(self) -> Generator[memoryview, None, None]:
-        """Yields the bytes of the .npy file: the header, then one chunk per block.
+        """Yield the bytes of the .npy file: the header, then one chunk per block.
 
         Raises:
             ValueError: if the blocks do not add up to an array of this shape and dtype.
@@ -84,25 +84,25 @@ class ArraySource:
 
 
 def is_array_name(name: object) -> bool:
-    """Returns whether `name` is a valid array name: printable, and harmless when used as a relative path."""
+    """Return whether `name` is a valid array name: printable, and harmless when used as a relative path."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
         return False
     return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def rows_per_block(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Returns the number of rows per block of BLOCK_BYTES, at least one."""
+    """Return the number of rows per block of BLOCK_BYTES, at least one."""
     return max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def row_ranges(shape: tuple[int, ...], dtype: np.dtype) -> list[tuple[int, int]]:
-    """Returns start and end of each block of rows; an empty array and a scalar are one block."""
+    """Return start and end of each block of rows; an empty array and a scalar are one block."""
     count, rows = shape[0] if shape else 1, rows_per_block(shape, dtype)
     return [(start, min(start + rows, count)) for start in range(0, max(1, count), rows)]
 
 
 def row_blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields views of consecutive rows, one block each; an empty or scalar array is yielded as a whole."""
+    """Yield views of consecutive rows, one block each; an empty or scalar array is yielded as a whole."""
     if array.ndim == 0 or len(array) == 0:
         yield array
         return

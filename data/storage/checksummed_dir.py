@@ -99,12 +99,12 @@ class Manifest:
     arrays: dict[str, ArrayEntry]
 
     def to_text(self) -> str:
-        """Returns the manifest as JSON with a checksum of its own, so that changed metadata is detected as well."""
+        """Return the manifest as JSON with a checksum of its own, so that changed metadata is detected as well."""
         return _checksummed_text(asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and validates the manifest of a folder, without checking the files that it lists.
+    """Read and validate the manifest of a folder, without checking the files that it lists.
 
     Raises:
         DamagedError: The manifest is missing, truncated, modified, of another version, or has invalid entries.
@@ -147,7 +147,7 @@ def _parse(text: str) -> Manifest:
 
 
 def is_file_name(name: str) -> bool:
-    """Returns whether `name` is a valid path of a file: printable, relative, without hidden parts, not MANIFEST."""
+    """Return whether `name` is a valid path of a file: printable, relative, without hidden parts, not MANIFEST."""
     if not is_array_name(name) or name == MANIFEST:
         return False
     return all(part[0] != "." and len(part.encode()) <= 255 for part in name.split("/"))
@@ -191,7 +191,7 @@ class ChecksummedDir:
         return sum(entry.bytes for entry in self._manifest.files.values())
 
     def verify(self, advance: Advance = unseen) -> None:
-        """Verifies the size and SHA-256 checksum of every file and the header of every array, on all cores.
+        """Verify the size and SHA-256 checksum of every file and the header of every array, on all cores.
 
         Args:
             advance: called, by any thread, with each number of bytes that has been read.
@@ -205,13 +205,13 @@ class ChecksummedDir:
             self._check_header(array)
 
     def read_file(self, name: str) -> bytes:
-        """Returns the content of a file. Raises DamagedError if the manifest does not list it."""
+        """Return the content of a file. Raise DamagedError if the manifest does not list it."""
         self._require_file(name)
         with self._open(name) as file:
             return file.read()
 
     def read_json(self, name: str) -> Any:
-        """Returns the content of a JSON file of at most 16 MiB.
+        """Return the content of a JSON file of at most 16 MiB.
 
         Raises:
             DamagedError: The manifest does not list the file.
@@ -221,12 +221,12 @@ class ChecksummedDir:
         return json.loads(read_small_text(self.files[name], "a JSON file", _MAX_JSON_MEBIBYTES))
 
     def read(self, name: str) -> np.ndarray:
-        """Reads the whole array `name`."""
+        """Read the whole array `name`."""
         shape, _ = self._shape_and_dtype(name)
         return self.read_rows(name, 0, shape[0] if shape else 1)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
+        """Read rows start to stop of array `name`, or all of it if it is a scalar."""
         entry = self._entry(name)
         shape, dtype, file_name = entry.shape, np.dtype(entry.dtype), entry.file
         rows = np.empty((stop - start, *shape[1:]) if shape else (), dtype)
@@ -238,12 +238,12 @@ class ChecksummedDir:
         return rows
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        """Yields the rows of array `name` in blocks of about 4 MiB; empty and scalar arrays are one block."""
+        """Yield the rows of array `name` in blocks of about 4 MiB; empty and scalar arrays are one block."""
         for start, stop in row_ranges(*self._shape_and_dtype(name)):
             yield self.read_rows(name, start, stop)
 
     def source(self, name: str) -> ArraySource:
-        """Returns array `name` as a source for saving it elsewhere."""
+        """Return array `name` as a source for saving it elsewhere."""
         return ArraySource(name, *self._shape_and_dtype(name), lambda: self.blocks(name))
 
     def _require_file(self, name: str) -> None:
@@ -261,7 +261,7 @@ class ChecksummedDir:
 
     @contextmanager
     def _open(self, name: str) -> Iterator[BinaryIO]:
-        """Opens a file of the folder; errors are raised as DamagedError."""
+        """Open a file of the folder; errors are raised as DamagedError."""
         try:
             with open_regular(self.path / name) as file:
                 yield file
@@ -297,7 +297,7 @@ class ChecksummedDir:
 
 
 def open_verified(folder: Path, fix: str) -> ChecksummedDir:
-    """Opens a folder that is part of the user's input, and verifies every byte.
+    """Open a folder that is part of the user's input, and verify every byte.
 
     Args:
         folder: the folder.
@@ -323,7 +323,7 @@ def write_checksummed(
     array_folder: str = "arrays",
     advance: Advance = unseen,
 ) -> None:
-    """Writes a folder atomically, replacing an earlier one. All cores write, each an array.
+    """Write a folder atomically, replacing an earlier one. All cores write, each an array.
 
     Args:
         folder: path of the folder; its parents are created.
@@ -363,7 +363,7 @@ def write_checksummed(
 
 
 def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
-    """Turns an existing folder of complete files into a checksummed one, by adding the manifest.
+    """Turn an existing folder of complete files into a checksummed one, by adding the manifest.
 
     Not atomic: it is meant for a folder that is published as part of a draft.
     """
@@ -374,7 +374,7 @@ def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def replace_metadata(folder: Path, metadata: dict[str, Any]) -> None:
-    """Replaces the metadata of a checksummed folder atomically; its arrays and files are unchanged.
+    """Replace the metadata of a checksummed folder atomically; its arrays and files are unchanged.
 
     Raises:
         StorageError: There is no space or permission, the disk fails, or the manifest is damaged. The folder is left
@@ -393,7 +393,7 @@ def replace_metadata(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Checks that a save may replace `folder`: it does not exist, or holds only files written by an earlier save.
+    """Check that a save may replace `folder`: it does not exist, or holds only files written by an earlier save.
 
     Raises:
         DataError: The path is a link, a file or a mount point, or a folder with content not written by a save. The
@@ -417,7 +417,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def check_can_be_renamed(folder: Path) -> None:
-    """Tries out the renames of a save on an existing folder.
+    """Try out the renames of a save on an existing folder.
 
     Raises:
         DataError: The folder cannot be renamed, like a bind mount or a folder in a lower layer of a container image.
@@ -436,13 +436,13 @@ def check_can_be_renamed(folder: Path) -> None:
 
 
 def current_path(folder: Path) -> Path:
-    """Returns the path of the content of `folder`: moved aside if a save was interrupted between its two renames."""
+    """Return the path of the content of `folder`: moved aside if a save was interrupted between its two renames."""
     aside = _aside(folder)
     return aside if aside.exists() and not folder.exists() else folder
 
 
 def discard(folder: Path) -> bool:
-    """Removes a folder written by a save, as far as the file system allows.
+    """Remove a folder written by a save, as far as the file system allows.
 
     The folder is renamed first, so that a partially removed folder never remains under its own name.
 
@@ -461,7 +461,7 @@ def discard(folder: Path) -> bool:
 
 
 def remove_leftovers(parent: Path, pattern: str) -> None:
-    """Removes what interrupted saves have left.
+    """Remove what interrupted saves have left.
 
     A folder that an interrupted save had moved aside is kept if no new one exists, since it is then the only copy (see
     `current_path`).
@@ -483,7 +483,7 @@ def _is_owned(folder: Path) -> bool:
 
 
 def _foreign_entry(folder: Path) -> Path | None:
-    """Returns the first entry of a folder that was not written by a save, or None if there is none.
+    """Return the first entry of a folder that was not written by a save, or None if there is none.
 
     Files listed in the manifest and their parent folders count as written by a save. If the manifest cannot be read,
     files with names of arrays do, and the manifest itself if there are any such files.
@@ -530,7 +530,7 @@ def _fix(error: OSError) -> str:
 def _planned(
     sources: Mapping[str, ArraySource], contents: Mapping[str, bytes | Path], metadata: dict[str, Any]
 ) -> Manifest:
-    """Returns the manifest of a save as it will be, except for the checksums, which are still zeros."""
+    """Return the manifest of a save as it will be, except for the checksums, which are still zeros."""
     sizes = {name: len(source.npy_header()) + source.nbytes for name, source in sources.items()}
     for name, content in contents.items():
         sizes[name] = content.stat().st_size if isinstance(content, Path) else len(content)
@@ -543,7 +543,7 @@ def _planned(
 
 
 def _check_room(parent: Path, manifest: Manifest) -> None:
-    """Raises an OSError unless the disk has space for the save's files, rounded up to whole blocks, and folders."""
+    """Raise an OSError unless the disk has space for the save's files, rounded up to whole blocks, and folders."""
     disk = os.statvfs(parent)
     sizes = [entry.bytes for entry in manifest.files.values()] + [len(manifest.to_text())]
     folders = 1 + len({folder for name in manifest.files for folder in PurePosixPath(name).parents})
@@ -566,7 +566,7 @@ def _fill(
     manifest: Manifest,
     advance: Advance,
 ) -> None:
-    """Writes all files and the manifest, and syncs them to disk."""
+    """Write all files and the manifest, and sync them to disk."""
 
     def write_array(name: str) -> FileEntry:
         # Closed on an error too, so that whoever provides the blocks learns that no more are wanted.
@@ -600,7 +600,7 @@ def _write_file(path: Path, chunks: Iterable[memoryview], advance: Advance = uns
 
 
 def _checksum(chunks: Iterable[memoryview], handle: Callable[[memoryview], object] = lambda chunk: None) -> FileEntry:
-    """Returns size and checksum of chunks of bytes, each of which is passed to `handle` as well."""
+    """Return size and checksum of chunks of bytes, each of which is passed to `handle` as well."""
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
         digest.update(chunk)

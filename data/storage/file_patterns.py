@@ -27,22 +27,22 @@ _ROOT_OF_URL = re.compile(r"[^:/]+://[^/]*")
 
 
 def has_wildcard(name: str) -> bool:
-    """Returns whether a name contains `*`, `?` or `[`."""
+    """Return whether a name contains `*`, `?` or `[`."""
     return _WILDCARD.search(name) is not None
 
 
 def is_pattern(entry: str) -> bool:
-    """Returns whether an entry stands for files to be found: it has a wildcard, or ends with a slash as a folder."""
+    """Return whether an entry stands for files to be found: it has a wildcard, or ends with a slash as a folder."""
     return has_wildcard(entry) or entry.endswith("/")
 
 
 def located(folder: Path, name: str) -> Path:
-    """Returns the path of a file that a specification in `folder` names; that of its local copy for a URL."""
+    """Return the path of a file that a specification in `folder` names; that of its local copy for a URL."""
     return remote.mirror_of(name) if remote.is_url(name) else folder / name
 
 
 def find_files(entry: str, folder: Path, kind: str = ANY, *, allow_outside_paths: bool = False) -> list[str]:
-    """Returns the names of the files that an entry stands for, sorted; none if there are none.
+    """Return the names of the files that an entry stands for, sorted; none if there are none.
 
     A path stands for itself, also if it contains `*`, `?` or `[`, and a folder for all files below it. In a pattern,
     `**` stands for any number of folders, and what it matches may be folders, too. Below folders, and where a pattern
@@ -79,7 +79,7 @@ def find_files(entry: str, folder: Path, kind: str = ANY, *, allow_outside_paths
 
 
 def files_there(folder: Path, entry: str) -> str:
-    """Returns what is where an entry found nothing, to be appended to an error message."""
+    """Return what is where an entry found nothing, to be appended to an error message."""
     normal = _normal(entry)
     if (url := remote.url_of(located(folder, _split(normal)[0]))) is not None:
         found = [file.url.removeprefix(url).lstrip("/") for file in remote.list_files(url)]
@@ -97,16 +97,16 @@ class _Tree(Protocol):
     """Folders and files by name, as an entry writes them; "" is the folder of the specification."""
 
     def check(self, name: str) -> None:
-        """Raises a DataError if a name leads out of the folder and may not."""
+        """Raise a DataError if a name leads out of the folder and may not."""
 
     def is_file(self, name: str) -> bool:
-        """Returns whether there is a file of this name."""
+        """Return whether there is a file of this name."""
 
     def is_folder(self, name: str) -> bool:
-        """Returns whether there is a folder of this name."""
+        """Return whether there is a folder of this name."""
 
     def entries(self, name: str) -> dict[str, bool]:
-        """Returns whether each name in a folder is a folder; nothing if there is no such folder."""
+        """Return whether each name in a folder is a folder; nothing if there is no such folder."""
 
 
 class _LocalTree:
@@ -143,7 +143,7 @@ class _LocalTree:
         return found
 
     def _check_ends(self, link: str, parent: Path) -> None:
-        """Raises a DataError for a link to a folder that contains it, below which there is no end of folders."""
+        """Raise a DataError for a link to a folder that contains it, below which there is no end of folders."""
         real, above = os.path.realpath(link), os.path.realpath(parent)
         if os.path.commonpath([real, above]) == real:
             raise DataError(f"{link}: is a link to a folder that contains it; remove the link")
@@ -157,7 +157,7 @@ class _StoreTree:
         self._listing: dict[str, dict[str, bool]] | None = None
 
     def check(self, name: str) -> None:
-        """Allows everything: a store has no links, and absolute names and URLs were checked before."""
+        """Allow everything: a store has no links, and absolute names and URLs were checked before."""
 
     def is_file(self, name: str) -> bool:
         return remote.exists(self._url(name))
@@ -193,7 +193,7 @@ def _tree(folder: Path, base: str, *, allow_outside_paths: bool) -> _Tree:
 
 
 def _matching(tree: _Tree, at: str, parts: list[str], kind: str) -> Iterator[str]:
-    """Yields the files that the remaining parts of a pattern match in the folder `at`, some repeatedly."""
+    """Yield the files that the remaining parts of a pattern match in the folder `at`, some repeatedly."""
     if not parts or parts == ["**"]:
         yield from _below(tree, at, kind)
         return
@@ -234,13 +234,13 @@ def _is_of_kind(name: str, kind: str) -> bool:
 
 
 def _normal(entry: str) -> str:
-    """Returns an entry without parts that mean nothing; "" for the folder itself."""
+    """Return an entry without parts that mean nothing; "" for the folder itself."""
     normal = remote.checked_url(entry) if remote.is_url(entry) else posixpath.normpath(entry)
     return "" if normal == "." else normal
 
 
 def _split(entry: str) -> tuple[str, list[str]]:
-    """Returns the leading folders of an entry without wildcards, and its other parts."""
+    """Return the leading folders of an entry without wildcards, and its other parts."""
     found = _ROOT_OF_URL.match(entry)
     root = found[0] if found else "/" if entry.startswith("/") else ""
     parts = [part for part in entry[len(root) :].split("/") if part]

@@ -31,7 +31,7 @@ class NotRegularError(DataError):
 
 
 def open_regular(path: str | os.PathLike[str], expected: str = "a regular file") -> BinaryIO:
-    """Opens a regular file for reading, without ever blocking on a pipe, socket or device.
+    """Open a regular file for reading, without ever blocking on a pipe, socket or device.
 
     /dev/stdin and the pipes of process substitution are rejected too, because files are read more than once.
 
@@ -59,7 +59,7 @@ def open_regular(path: str | os.PathLike[str], expected: str = "a regular file")
 
 @contextmanager
 def reading(path: Path, hint: str) -> Iterator[BinaryIO]:
-    """Opens a regular file for reading, for the duration of the block.
+    """Open a regular file for reading, for the duration of the block.
 
     Args:
         path: path of the file.
@@ -85,7 +85,7 @@ def reading(path: Path, hint: str) -> Iterator[BinaryIO]:
 
 
 def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
-    """Returns the content of a UTF-8 file, without its byte order mark.
+    """Return the content of a UTF-8 file, without its byte order mark.
 
     Args:
         path: path of the file.
@@ -114,7 +114,7 @@ def read_small_text(path: Path, expected: str, max_mebibytes: int) -> str:
 
 
 def first_file(paths: Sequence[Path]) -> Path | None:
-    """Returns the first path that is a regular file, else the first that exists at all, else None.
+    """Return the first path that is a regular file, else the first that exists at all, else None.
 
     Reading a path that is not a regular file raises an error that says what it is.
     """
@@ -123,12 +123,12 @@ def first_file(paths: Sequence[Path]) -> Path | None:
 
 
 def is_of_system(error: OSError) -> bool:
-    """Returns whether a system call failed: Arrow and gzip raise OSError without an errno for corrupt content."""
+    """Return whether a system call failed: Arrow and gzip raise OSError without an errno for corrupt content."""
     return bool(error.errno) and not isinstance(error, LostInputError)
 
 
 def find_escape(path: str, root: str, resolved: dict[str, str]) -> str | None:
-    """Returns how a path leads out of the dataset's folder, with the fix, or None if it stays inside.
+    """Return how a path leads out of the dataset's folder, with the fix, or None if it stays inside.
 
     Args:
         path: path as written in the dataset's specification.
@@ -157,7 +157,7 @@ def find_escape(path: str, root: str, resolved: dict[str, str]) -> str | None:
 
 
 def check_inside(folder: Path, name: str) -> None:
-    """Checks that a file next to a specification really lies inside its folder.
+    """Check that a file next to a specification really lies inside its folder.
 
     Raises:
         DataError: The name, or a symbolic link on its path, leads out of the folder.
@@ -167,7 +167,7 @@ def check_inside(folder: Path, name: str) -> None:
 
 
 def _resolve(path: str, root: str) -> str:
-    """Resolves one prefix of a path whose parent lies in `root`.
+    """Resolve one prefix of a path whose parent lies in `root`.
 
     Only links and ".." can leave `root`, so everything else is resolved to `root` without a call of realpath. Resolving
     prefix by prefix stops at the first missing folder, which keeps long lists of paths fast.
@@ -196,7 +196,7 @@ DRAFT_MARKER = ".draft-of-this-program"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yields a temporary file that replaces `path` when the block ends, or is removed on an exception.
+    """Yield a temporary file that replaces `path` when the block ends, or is removed on an exception.
 
     Raises:
         OSError: The file cannot be written. Any existing file at `path` is left untouched.
@@ -216,13 +216,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Atomically writes text (as UTF-8) or bytes to `path`."""
+    """Write text (as UTF-8) or bytes to `path` atomically."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def create_new(path: Path) -> BinaryIO:
-    """Creates a file and opens it for writing, without following symbolic links.
+    """Create a file and open it for writing, without following symbolic links.
 
     Raises:
         OSError: `path` already exists, or the file cannot be created.
@@ -232,12 +232,12 @@ def create_new(path: Path) -> BinaryIO:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Returns an unpredictable hidden file name in the folder of `path`."""
+    """Return an unpredictable hidden file name in the folder of `path`."""
     return path.parent / f".{secrets.token_hex(8)}{UNFINISHED}"
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the directory entries of a folder, to disk, where the file system supports it."""
+    """Flush a file, or the directory entries of a folder, to disk, where the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -249,13 +249,13 @@ def sync(path: Path) -> None:
 
 
 def is_out_of_room(error: OSError) -> bool:
-    """Returns whether the disk, a quota or a file size limit is exhausted, rather than the location not writable."""
+    """Return whether the disk, a quota or a file size limit is exhausted, rather than the location not writable."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def draft_beside(folder: Path) -> Iterator[Path]:
-    """Yields a new draft beside `folder`, which is removed when the block ends, unless it was renamed before."""
+    """Yield a new draft beside `folder`, which is removed when the block ends, unless it was renamed before."""
     draft = temporary_folder(folder)
     try:
         draft.mkdir()
@@ -266,22 +266,22 @@ def draft_beside(folder: Path) -> Iterator[Path]:
 
 
 def temporary_folder(folder: Path) -> Path:
-    """Returns an unpredictable hidden name in the parent of `folder`."""
+    """Return an unpredictable hidden name in the parent of `folder`."""
     return folder.with_name(f".{folder.name}-{secrets.token_hex(6)}{UNFINISHED}")
 
 
 def mark_draft(folder: Path) -> None:
-    """Marks a folder as a draft, which may be removed once the process that writes it has died."""
+    """Mark a folder as a draft, which may be removed once the process that writes it has died."""
     (folder / DRAFT_MARKER).touch(exist_ok=True)
 
 
 def unmark_draft(folder: Path) -> None:
-    """Removes the marker, before the folder is renamed to its final name."""
+    """Remove the marker, before the folder is renamed to its final name."""
     (folder / DRAFT_MARKER).unlink(missing_ok=True)
 
 
 def is_draft(folder: Path) -> bool:
-    """Returns whether a folder may be removed: it has the marker or is empty. False for a symbolic link to one."""
+    """Return whether a folder may be removed: it has the marker or is empty. False for a symbolic link to one."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     with suppress(OSError):
@@ -290,7 +290,7 @@ def is_draft(folder: Path) -> bool:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Locks a folder until the descriptor is closed or the process dies.
+    """Lock a folder until the descriptor is closed or the process dies.
 
     Returns:
         The descriptor that holds the lock, or None if another process holds it or locks are not supported.
@@ -305,7 +305,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def remove_draft(folder: Path) -> None:
-    """Removes a draft, ignoring OSError; the marker goes last, so that an interrupted removal can be completed."""
+    """Remove a draft, ignoring OSError; the marker goes last, so that an interrupted removal can be completed."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():

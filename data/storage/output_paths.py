@@ -9,7 +9,7 @@ from data.errors import DataError
 
 
 def check_apart(outputs: Mapping[str, Path | Iterable[Path]], inputs: Mapping[str, Path | Iterable[Path]]) -> None:
-    """Checks that no output is, contains or lies in an input or another output, with symbolic links resolved.
+    """Check that no output is, contains or lies in an input or another output, with symbolic links resolved.
 
     Args:
         outputs: files to write and folders to replace as a whole, by their names in error messages (such as flags).
@@ -32,7 +32,7 @@ def check_apart(outputs: Mapping[str, Path | Iterable[Path]], inputs: Mapping[st
 
 
 def check_replaceable_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
-    """Checks that `path` may be written: it does not exist, is empty, or was written by the same command.
+    """Check that `path` may be written: it does not exist, is empty, or was written by the same command.
 
     Args:
         path: path of the output file.
@@ -71,7 +71,7 @@ class _ResolvedPath:
             self._identity = (status.st_dev, status.st_ino)
 
     def overlap(self, other: "_ResolvedPath") -> str:
-        """Returns in words how this path overlaps another one, or an empty string if it does not."""
+        """Return in words how this path overlaps another one, or an empty string if it does not."""
         if self._real == other._real or (self._identity is not None and self._identity == other._identity):
             return "is the same file as"
         if other._real.startswith(self._real.rstrip(os.sep) + os.sep):

@@ -39,7 +39,7 @@ _SIZE = re.compile(rf"([0-9]{{1,15}})\s*({'|'.join(_UNITS)})")
 
 
 def parse_size(text: str) -> int:
-    """Returns the bytes that a text such as 20GiB, 500MiB or 1000000 states.
+    """Return the bytes that a text such as 20GiB, 500MiB or 1000000 states.
 
     Raises:
         DataError: It is no such text.
@@ -53,7 +53,7 @@ def parse_size(text: str) -> int:
 
 
 def enforced_limit() -> int:
-    """Returns the bytes of disk that all parts may take, and removes what an earlier, higher limit has left beyond it.
+    """Return the bytes of disk that all parts may take, and remove what an earlier, higher limit has left beyond it.
 
     It is $RECIPE_CACHE_LIMIT, else 20 GiB or, where this is less, half of the free disk.
 
@@ -68,7 +68,7 @@ def enforced_limit() -> int:
 
 
 def open_ranges(file: RemoteFile, ranges: Sequence[Range]) -> BinaryIO:
-    """Opens a local file as long as an object, with some of its bytes; downloads them unless the cache has them.
+    """Open a local file as long as an object, with some of its bytes; download them unless the cache has them.
 
     The file stays in the cache at least until it is closed.
 
@@ -99,7 +99,7 @@ def open_ranges(file: RemoteFile, ranges: Sequence[Range]) -> BinaryIO:
 
 
 def forget_ranges(file: RemoteFile, ranges: Sequence[Range]) -> None:
-    """Removes what the cache has of `ranges`, such as a damaged copy."""
+    """Remove what the cache has of `ranges`, such as a damaged copy."""
     _path(file, ranges).unlink(missing_ok=True)
 
 
@@ -121,7 +121,7 @@ def _path(file: RemoteFile, ranges: Sequence[Range]) -> Path:
 
 
 def _open_complete(path: Path) -> BinaryIO | None:
-    """Opens a part and marks it as in use; None if there is none."""
+    """Open a part and mark it as in use; None if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -131,7 +131,7 @@ def _open_complete(path: Path) -> BinaryIO | None:
 
 
 def _in_use(descriptor: int) -> BinaryIO | None:
-    """Holds a part against its removal; None, with the descriptor closed, if it was removed just before."""
+    """Hold a part against its removal; None, with the descriptor closed, if it was removed just before."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     if os.fstat(descriptor).st_nlink:
         os.utime(descriptor)
@@ -141,7 +141,7 @@ def _in_use(descriptor: int) -> BinaryIO | None:
 
 
 def _download(file: RemoteFile, ranges: Sequence[Range], path: Path) -> BinaryIO | None:
-    """Downloads a part and opens it; None if another process or thread has done so meanwhile, or it is gone again."""
+    """Download a part and open it; None if another process or thread has done so meanwhile, or it is gone again."""
     draft = path.with_name(f".{path.name}{UNFINISHED}")
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with _closed_on_error(descriptor):
@@ -179,7 +179,7 @@ class _Room(NamedTuple):
 
 
 def _reserve(descriptor: int, file: RemoteFile, ranges: Sequence[Range], folder: Path) -> None:
-    """Allocates the blocks of a part as soon as the limit leaves room for them."""
+    """Allocate the blocks of a part as soon as the limit leaves room for them."""
     needed = sum(-(-stop // DISK_BLOCK) - start // DISK_BLOCK for start, stop in ranges) * DISK_BLOCK
     end = time.monotonic() + ROOM_PATIENCE
     while True:
@@ -204,7 +204,7 @@ def _reserve(descriptor: int, file: RemoteFile, ranges: Sequence[Range], folder:
 
 
 def _make_room(needed: int, folder: Path) -> _Room:
-    """Removes parts, those used longest ago first, until there is room or all others are in use."""
+    """Remove parts, those used longest ago first, until there is room or all others are in use."""
     parts = sorted(_parts(folder))
     used = sum(part.taken for part in parts)
     limit = _limit(used)
@@ -232,7 +232,7 @@ def _parts(folder: Path) -> Iterator[_Part]:
 
 
 def _remove(path: Path) -> bool:
-    """Removes a part that nobody uses, or the draft of a dead process; returns whether it did."""
+    """Remove a part that nobody uses, or the draft of a dead process; return whether it did."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

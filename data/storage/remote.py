@@ -93,19 +93,19 @@ class RemoteFile:
     tag: str = ""
 
     def is_same(self, other: "RemoteFile") -> bool:
-        """Returns whether the other description is of the same content, as far as the store says."""
+        """Return whether the other description is of the same content, as far as the store says."""
         if self.tag and other.tag:
             return (self.size, self.tag) == (other.size, other.tag)
         return (self.size, self.modified_ns) == (other.size, other.modified_ns)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Returns whether text names a file by URL, such as s3://BUCKET/KEY, and not by a local path."""
+    """Return whether text names a file by URL, such as s3://BUCKET/KEY, and not by a local path."""
     return _URL.fullmatch(os.fspath(path)) is not None
 
 
 def checked_url(url: str) -> str:
-    """Returns a URL without trailing slashes.
+    """Return a URL without trailing slashes.
 
     Raises:
         DataError: The URL has no bucket or host, contains credentials or has empty or relative parts.
@@ -126,17 +126,17 @@ def checked_url(url: str) -> str:
 
 
 def named(path: str | os.PathLike[str]) -> str:
-    """Returns a path as messages name it: by its URL, without a user and password, if it is one or its local copy."""
+    """Return a path as messages name it: by its URL, without a user and password, if it is one or its local copy."""
     return re.sub(r"(?<=://)[^/]*@", "***@", url_of(path) or os.fspath(path))
 
 
 def join(url: str, name: str) -> str:
-    """Returns the URL of a relative name in a folder."""
+    """Return the URL of a relative name in a folder."""
     return f"{url.rstrip('/')}/{name}"
 
 
 def cache_dir() -> Path:
-    """Returns the folder of the local copies: $RECIPE_CACHE_DIR, else recommender in the user's cache folder."""
+    """Return the folder of the local copies: $RECIPE_CACHE_DIR, else recommender in the user's cache folder."""
     if stated := os.environ.get(CACHE_DIR_VARIABLE):
         return Path(os.path.abspath(stated))
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -144,18 +144,18 @@ def cache_dir() -> Path:
 
 
 def mirror_of(url: str) -> Path:
-    """Returns the path of the local copy of a URL, whether or not there is one."""
+    """Return the path of the local copy of a URL, whether or not there is one."""
     scheme, host, path = _parts(checked_url(url))
     return cache_dir() / scheme / (host or "_") / path
 
 
 def draft_of(url: str) -> Path:
-    """Returns the path of a local folder in which what a URL will hold can be made. It is no copy: `url_of` is None."""
+    """Return the path of a local folder in which what a URL will hold can be made. It is no copy: `url_of` is None."""
     return cache_dir() / DRAFTS / mirror_of(url).relative_to(cache_dir())
 
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
-    """Returns the URL whose local copy a path is; None for a path outside of `cache_dir`, or of a draft in it."""
+    """Return the URL whose local copy a path is; None for a path outside of `cache_dir`, or of a draft in it."""
     root, text = f"{cache_dir()}/", os.path.abspath(path)
     if not text.startswith(root):
         return None
@@ -167,7 +167,7 @@ def url_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def list_files(url: str) -> list[RemoteFile]:
-    """Returns the files below a folder, sorted by URL; none if there is no such folder.
+    """Return the files below a folder, sorted by URL; none if there is no such folder.
 
     Raises:
         RemoteError: The store cannot be read.
@@ -186,7 +186,7 @@ def list_files(url: str) -> list[RemoteFile]:
 
 
 def stat(url: str) -> RemoteFile:
-    """Returns the description of an object, with its tag.
+    """Return the description of an object, with its tag.
 
     Raises:
         RemoteNotFoundError: There is no such object.
@@ -210,14 +210,14 @@ def stat(url: str) -> RemoteFile:
 
 
 def exists(url: str) -> bool:
-    """Returns whether there is an object of this URL."""
+    """Return whether there is an object of this URL."""
     url = checked_url(url)
     store, path = _open(url)
     return bool(_repeated(url, "read", lambda: store.get_file_info(path).is_file))
 
 
 def read_range(file: RemoteFile, offset: int, length: int) -> bytes:
-    """Returns `length` bytes of an object.
+    """Return `length` bytes of an object.
 
     Raises:
         RemoteChangedError: The object is no longer the one that `file` describes.
@@ -240,7 +240,7 @@ def read_range(file: RemoteFile, offset: int, length: int) -> bytes:
 
 
 def fetch(url: str, path: Path) -> RemoteFile:
-    """Downloads an object to `path`, which appears only when it is complete and as long as the store says.
+    """Download an object to `path`, which appears only when it is complete and as long as the store says.
 
     Raises:
         RemoteNotFoundError: There is no such object.
@@ -273,7 +273,7 @@ def fetch(url: str, path: Path) -> RemoteFile:
 
 
 def put(path: Path, url: str) -> None:
-    """Uploads a file, and checks that the store states its size.
+    """Upload a file, and check that the store states its size.
 
     Raises:
         RemoteError: The store cannot be written.
@@ -299,7 +299,7 @@ def put(path: Path, url: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Removes an object, if there is one.
+    """Remove an object, if there is one.
 
     Raises:
         RemoteError: The store cannot be written.
@@ -315,7 +315,7 @@ def delete(url: str) -> None:
 
 
 def pull_folder(url: str, last: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """Downloads files of a folder to its local mirror, and removes what the mirror has too much.
+    """Download files of a folder to its local mirror, and remove what the mirror has too much.
 
     A copy of the same size and time of modification is kept.
 
@@ -351,7 +351,7 @@ def pull_folder(url: str, last: str, wanted: Callable[[str], bool] = lambda name
 
 
 def push_folder(folder: Path, url: str, last: str) -> None:
-    """Uploads all files of a folder, and `last`, which makes them valid, in the end.
+    """Upload all files of a folder, and `last`, which makes them valid, in the end.
 
     A store has no atomic rename: the old `last` is removed first, so that readers find the old folder, none or the new
     one, and files that the new folder lacks are removed before it becomes valid.
@@ -382,14 +382,14 @@ def push_folder(folder: Path, url: str, last: str) -> None:
 
 
 def delete_folder(url: str, last: str) -> None:
-    """Removes all files of a folder, first the one without which it does not exist."""
+    """Remove all files of a folder, first the one without which it does not exist."""
     delete(join(checked_url(url), last))
     for file in list_files(url):
         delete(file.url)
 
 
 def scrubbed(text: str) -> str:
-    """Returns text without credentials and signatures."""
+    """Return text without credentials and signatures."""
     for name in _SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
@@ -410,7 +410,7 @@ class _LocalError(Exception):
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
-    """Tells errors of the local disk, which have a number, from those of the store."""
+    """Tell errors of the local disk, which have a number, from those of the store."""
     try:
         yield
     except OSError as error:
@@ -448,7 +448,7 @@ def _described(url: str, info: "FileInfo", tag: str = "") -> RemoteFile:
 
 
 def _tag(file: Any) -> str:
-    """Returns the ETag of an open file, "" where the store has none."""
+    """Return the ETag of an open file, "" where the store has none."""
     try:
         found = file.metadata() or {}
     except NotImplementedError:
@@ -458,7 +458,7 @@ def _tag(file: Any) -> str:
 
 
 def _check_same(file: RemoteFile, size: int, tag: str) -> None:
-    """Checks that an opened object is the one described.
+    """Check that an opened object is the one described.
 
     Raises:
         RemoteChangedError: It was replaced.
@@ -474,7 +474,7 @@ def _check_same(file: RemoteFile, size: int, tag: str) -> None:
 
 
 def _repeated(url: str, what: str, request: Callable[[], _Result]) -> _Result:
-    """Returns the result of a request, repeated on errors that may pass until the deadline.
+    """Return the result of a request, repeated on errors that may pass until the deadline.
 
     Raises:
         RemoteNotFoundError: There is no such object.
@@ -517,7 +517,7 @@ _opening = threading.Lock()
 
 
 def _parts(url: str) -> tuple[str, str, str]:
-    """Returns scheme, bucket or host, and path of a URL."""
+    """Return scheme, bucket or host, and path of a URL."""
     found = _URL.fullmatch(url)
     if found is None:
         raise DataError(f"{url}: is no URL; expected one such as s3://BUCKET/FOLDER")
@@ -525,7 +525,7 @@ def _parts(url: str) -> tuple[str, str, str]:
 
 
 def _open(url: str) -> "tuple[FileSystem, str]":
-    """Returns the file system of a URL and the URL's path in it."""
+    """Return the file system of a URL and the URL's path in it."""
     scheme, host, path = _parts(url)
     with _opening:
         store, root = _store(scheme, host, os.environ.get("AWS_ENDPOINT_URL", ""))
@@ -534,7 +534,7 @@ def _open(url: str) -> "tuple[FileSystem, str]":
 
 @lru_cache(maxsize=32)
 def _store(scheme: str, host: str, endpoint: str) -> "tuple[FileSystem, str]":
-    """Returns a file system and the path of the URL's bucket or host in it."""
+    """Return a file system and the path of the URL's bucket or host in it."""
     from pyarrow import fs
 
     url = f"{scheme}://{host}"

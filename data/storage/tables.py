@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Returns a table as parquet; the same table always gives the same bytes."""
+    """Return a table as parquet; the same table always gives the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="snappy", write_page_checksum=True)
     return buffer.getvalue()
 
 
 def from_parquet(data: bytes) -> pa.Table:
-    """Reads a table of distinct rows.
+    """Read a table of distinct rows.
 
     Raises:
         ValueError: There are more rows than bytes. Distinct rows take at least a byte each, so this is a decompression

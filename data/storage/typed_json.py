@@ -22,7 +22,7 @@ _type_hints = functools.cache(typing.get_type_hints)
 
 
 def read_typed(hint: Any, value: Any, location: str) -> Any:
-    """Converts a decoded JSON value to an instance of a type.
+    """Convert a decoded JSON value to an instance of a type.
 
     Args:
         hint: None, bool, int, float, str, Any, a Literal, a union, list[T], tuple[T, ...], dict[str, T], or a
@@ -49,7 +49,7 @@ def read_typed(hint: Any, value: Any, location: str) -> Any:
 
 
 def plain_json(value: Any, location: str) -> Any:
-    """Converts a value to what a JSON round trip yields: tuples become lists, NumPy scalars Python numbers.
+    """Convert a value to what a JSON round trip yields: tuples become lists, NumPy scalars Python numbers.
 
     Raises:
         ValueError: The value contains something that JSON cannot represent; the message names its location.
@@ -121,7 +121,7 @@ def _key(name: str) -> str:
 
 
 def _described(hint: Any) -> str:
-    """Returns a type in words, for error messages."""
+    """Return a type in words, for error messages."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(part) for part in parts)

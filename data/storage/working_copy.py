@@ -11,7 +11,7 @@ from data.storage.remote import fetch, url_of
 
 @contextmanager
 def working_copy(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Yields the path of a local file, and for the local copy of a URL that of a fresh download, removed at the end.
+    """Yield the path of a local file, and for the local copy of a URL that of a fresh download, removed at the end.
 
     Messages of errors inside of the block name the URL instead of the download.
 

@@ -48,19 +48,19 @@ class RawColumns:
     problems: list[Problem] = field(default_factory=list)
 
     def reading(self, column: str, dtype: RawType, is_list: bool = False, separator: str | None = None) -> Reading:
-        """Returns a reading of a column, with the format that is stated for its timestamps."""
+        """Return a reading of a column, with the format that is stated for its timestamps."""
         form = self.formats.get(column, (None, None)) if dtype == "timestamp" else (None, None)
         return Reading("", column, dtype, is_list, separator, *form)
 
     def use(self, reading: Reading) -> Reading:
-        """Notes that a reading is needed, and returns it."""
+        """Record that a reading is needed, and return it."""
         self.used.setdefault(reading)
         return reading
 
     def refer(
         self, name: str, path: str, accepted: Collection[str] = ANY_TYPE, default: RawType = "string"
     ) -> Reading | None:
-        """Returns how the raw column that a name refers to is read, one value per row; None if that is a problem.
+        """Return how the raw column that a name refers to is read, one value per row; None if that is a problem.
 
         A name refers to the column of the feature with that name, or else to the raw column.
 
@@ -87,7 +87,7 @@ class RawColumns:
         return self.use(known[0] if known else self.reading(column, default))
 
     def refer_to_lists(self, column: str) -> Reading | None:
-        """Returns how a raw column that features read as lists is, as lists of keys; None if those have problems."""
+        """Return how a raw column that features read as lists is, as lists of keys; None if those have problems."""
         lists = [reading for reading in self.readings.values() if reading.column == column and reading.is_list]
         if not lists:
             return None
@@ -95,7 +95,7 @@ class RawColumns:
         return self.use(keys[0] if keys else self.reading(column, "string", True, lists[0].separator))
 
     def condition(self, written: WrittenCondition, path: str) -> ReadCondition | None:
-        """Returns the reading, operator and constant of a condition, or None if it has a problem."""
+        """Return the reading, operator and constant of a condition, or None if it has a problem."""
         if written.comparison is None:
             return self._truth(written.name, path)
         value, comparison = written.value, written.comparison
@@ -126,7 +126,7 @@ class RawColumns:
         return None if reading is None else (reading, comparison, value)
 
     def keep(self, name: str, path: str) -> Reading | None:
-        """Returns how a raw column that is stored as it is is read: as text, if nothing else needs another type."""
+        """Return how a raw column that is stored as it is is read: as text, if nothing else needs another type."""
         own = self.readings.get(name)
         if own is not None and own.column != name and not self._read_as(name):
             message = f"{shown(name)} is a feature; name its raw column, {shown(own.column)}"
@@ -138,7 +138,7 @@ class RawColumns:
         return self.use((texts or known or [self.reading(name, "string")])[0])
 
     def named(self, taken: Iterable[str]) -> dict[Reading, Reading]:
-        """Returns every reading in use with its name: the column's, with its type where a column is read in several
+        """Return every reading in use with its name: the column's, with its type where a column is read in several
         ways.
 
         Args:
@@ -159,19 +159,19 @@ class RawColumns:
         return named
 
     def check_listed(self, column: str, path: str) -> None:
-        """Checks that a raw column exists, if the specification lists them."""
+        """Check that a raw column exists, if the specification lists them."""
         if self.listed is not None and column not in self.listed:
             message = f"{shown(column)} is neither a feature nor a column of the files"
             self.problems.append(Problem(path, message, column, (*self.readings, *self.listed)))
 
     def _read_as(self, column: str) -> list[Reading]:
-        """Returns the readings of a raw column with one value per row, those of features first."""
+        """Return the readings of a raw column with one value per row, those of features first."""
         features = [reading for reading in self.readings.values() if reading.column == column]
         others = [reading for reading in self.used if reading.column == column]
         return [reading for reading in dict.fromkeys(features + others) if not reading.is_list]
 
     def _label_mistake(self, written: WrittenCondition, own: Reading | None) -> str | None:
-        """Returns why a comparison with a label is not what it seems to be, or None: the raw values are compared."""
+        """Return why a comparison with a label is not what it seems to be, or None: the raw values are compared."""
         rule, name = self.rules.get(written.name), written.name
         is_number = isinstance(rule, LabelMapRule) and not isinstance(written.value, str)
         is_renamed = isinstance(rule, LabelMapRule | ThresholdRule) and own is not None and own.column != name
@@ -182,7 +182,7 @@ class RawColumns:
         )
 
     def _truth(self, name: str, path: str) -> ReadCondition | None:
-        """Returns the condition that a feature or column is not 0; for a label, that the label is not 0."""
+        """Return the condition that a feature or column is not 0; for a label, that the label is not 0."""
         rule, own = self.rules.get(name), self.readings.get(name)
         if isinstance(rule, ThresholdRule) and own is not None:
             return self.use(own), rule.comparison, rule.value
@@ -201,5 +201,5 @@ class RawColumns:
 
 
 def as_condition(parts: ReadCondition | None, names: dict[Reading, Reading]) -> Condition | None:
-    """Returns a condition with the name of its reading."""
+    """Return a condition with the name of its reading."""
     return None if parts is None else Condition(names[parts[0]].name, parts[1], parts[2])

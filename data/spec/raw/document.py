@@ -88,7 +88,7 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # types of pydantic's errors
 
 
 def _parsed(read: Callable[[Any], Any]) -> PlainValidator:
-    """Returns a validator that reads a value with a function that raises ValueError, whose message it reports."""
+    """Return a validator that reads a value with a function that raises ValueError, whose message it reports."""
 
     def validate(value: Any) -> Any:
         try:
@@ -108,7 +108,7 @@ def _column_name(value: Any) -> str:
 
 
 def _text(expected: str, most: int) -> PlainValidator:
-    """Returns a validator of a text of at most so many bytes in UTF-8."""
+    """Return a validator of a text of at most so many bytes in UTF-8."""
 
     def validate(value: Any) -> str:
         if (
@@ -128,7 +128,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_mapping(value: Any) -> Any:
-    """Returns `encode` as a mapping: a word as {word: }, a list as {steps: [...]}."""
+    """Return `encode` as a mapping: a word as {word: }, a list as {steps: [...]}."""
     if isinstance(value, list | tuple):
         return {"steps": value}
     if not isinstance(value, str):
@@ -177,7 +177,7 @@ def _ascending(numbers: list[float]) -> list[float]:
 
 
 def _null_as_text(chunk: Any) -> Any:
-    """Returns a chunk in which the key `null` is a string: YAML reads it as an empty value."""
+    """Return a chunk in which the key `null` is a string: YAML reads it as an empty value."""
     return {"null" if key is None else key: value for key, value in chunk.items()} if isinstance(chunk, dict) else chunk
 
 
@@ -190,7 +190,7 @@ def _quote(value: Any) -> str | None:
 
 
 def _one_step(step: Any) -> Any:
-    """Returns a step as a mapping with one key: a word as {word: }."""
+    """Return a step as a mapping with one key: a word as {word: }."""
     if isinstance(step, str):
         return {step: None}
     if isinstance(step, dict) and len(step) != 1:
@@ -316,7 +316,7 @@ class CountKeys(TypedDict):
 
 
 def _raw_value(value: Any) -> str:
-    """Returns a cell of a raw column as text."""
+    """Return a cell of a raw column as text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise wrong_value(f"is {described(value)}; write a value of the raw column")
     return str(value)
@@ -479,7 +479,7 @@ class RawParts:
 
 
 def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
-    """Returns the well-formed parts of a raw specification and the problems of everything else."""
+    """Return the well-formed parts of a raw specification and the problems of everything else."""
     problems, wrong, incomplete = list[Problem](), set[KeyPath](), set[KeyPath]()
     try:
         valid: Any = _DOCUMENT.validate_python(document)
@@ -508,7 +508,7 @@ def read_raw_document(document: Any) -> tuple[RawParts, list[Problem]]:
 
 
 def _outputs(keys: Any) -> list[str]:
-    """Returns the names of features that an encoding may add, whatever else is wrong with it."""
+    """Return the names of features that an encoding may add, whatever else is wrong with it."""
     encode = _section(keys, "encode")
     outputs = _section(encode, "target").get("outputs")
     names = [keys.get("indicator") if isinstance(keys, dict) else None, encode.get("indicator")]
@@ -516,7 +516,7 @@ def _outputs(keys: Any) -> list[str]:
 
 
 def raw_key_of(document: Any) -> str | None:
-    """Returns the path of the first key that only a raw specification has, or None if there is none."""
+    """Return the path of the first key that only a raw specification has, or None if there is none."""
     sections = document if isinstance(document, dict) else {}
     paths: list[KeyPath] = [(key,) for key in sections if key in _RAW_ONLY_SECTIONS]
     for name, keys in _section(document, "feature_spec").items():
@@ -536,7 +536,7 @@ def _section(document: Any, name: str) -> dict[Any, Any]:
 
 
 def _without_mistakes(document: Any, wrong: set[KeyPath]) -> dict[str, Any]:
-    """Returns a document without sources, keys of features and sections in which something is wrong."""
+    """Return a document without sources, keys of features and sections in which something is wrong."""
     sections, keys, parts = ({location[:depth] for location in wrong} for depth in (1, 3, 2))
     others = document if isinstance(document, dict) else {}
     cleaned = {name: others[name] for name in RAW_SECTIONS[3:] if name in others and (name,) not in sections}
@@ -555,7 +555,7 @@ def _without_mistakes(document: Any, wrong: set[KeyPath]) -> dict[str, Any]:
 
 
 def _problem(error: ErrorDetails, document: Any) -> Problem:
-    """Converts an error of pydantic to a problem."""
+    """Convert an error of pydantic to a problem."""
     *parent, key = _as_written(error["loc"], document) or ("document",)
     if key == "[key]":
         return Problem(path_of(*parent[:-1], error["input"]), error["msg"])
@@ -571,7 +571,7 @@ def _problem(error: ErrorDetails, document: Any) -> Problem:
 
 
 def _as_written(location: KeyPath, document: Any) -> KeyPath:
-    """Returns a location without the key `steps` where the document has the list of steps itself."""
+    """Return a location without the key `steps` where the document has the list of steps itself."""
     if location[:1] == ("feature_spec",) and location[2:4] == ("encode", "steps"):
         keys = _section(document, "feature_spec").get(location[1])
         if isinstance(keys, dict) and not isinstance(keys.get("encode"), dict):
@@ -580,7 +580,7 @@ def _as_written(location: KeyPath, document: Any) -> KeyPath:
 
 
 def _kind(parent: list[int | str]) -> str:
-    """Returns what a location holds, as a key of `KEYS_OF`."""
+    """Return what a location holds, as a key of `KEYS_OF`."""
     if is_sequence(parent):
         return "sequence"
     names = [key for key in parent if isinstance(key, str)]

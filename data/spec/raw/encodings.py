@@ -69,7 +69,7 @@ ALONE = (*RULE_OF_KEY, "target")
 
 
 def check_keys(keys: Mapping[str, Any]) -> str | None:
-    """Returns what is wrong with the combination of keys of `encode`, or None."""
+    """Return what is wrong with the combination of keys of `encode`, or None."""
     names = list(keys)
     main = [name for name in names if name in ALONE or name in ("cross", "steps")]
     steps = [name for name in names if name in STEPS]
@@ -88,7 +88,7 @@ def check_keys(keys: Mapping[str, Any]) -> str | None:
 
 
 def rule_of(name: str, keys: Mapping[str, Any], indicator: str | None) -> Rule:
-    """Returns the rule of a feature, given keys that `check_keys` accepts.
+    """Return the rule of a feature, given keys that `check_keys` accepts.
 
     Args:
         name: name of the feature.
@@ -117,7 +117,7 @@ def _step(step: Any) -> NumberStep:
 
 
 def default_rule(channel: str | None, dtype: str | None) -> Rule:
-    """Returns the rule of a feature without `encode`.
+    """Return the rule of a feature without `encode`.
 
     Args:
         channel: its channel, None for a feature in no channel.
@@ -129,7 +129,7 @@ def default_rule(channel: str | None, dtype: str | None) -> Rule:
 
 
 def check_channel(rule: Rule, channel: str | None) -> str | None:
-    """Returns why an encoding does not fit the channel of its feature, or None."""
+    """Return why an encoding does not fit the channel of its feature, or None."""
     if channel in CATEGORICAL_CHANNELS and not isinstance(rule, ID_RULES):
         return f"makes numbers, and the feature is in {channel}; write an encoding of ids, such as vocabulary"
     if channel == SEQUENCE and (isinstance(rule, CrossRule) or not isinstance(rule, (*ID_RULES, NumberRule))):
@@ -148,7 +148,7 @@ def check_channel(rule: Rule, channel: str | None) -> str | None:
 
 
 def check_steps(rule: NumberRule) -> Iterator[str]:
-    """Yields what is wrong with the steps of a number."""
+    """Yield what is wrong with the steps of a number."""
     kinds = [step.kind for step in rule.steps]
     if kinds.count("fill") > 1:
         yield "fills missing values twice; keep one fill"

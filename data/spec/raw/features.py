@@ -106,7 +106,7 @@ _RAW_LIST_KEYS = (*LIST_KEYS, "separator", "keep")
 
 
 def feature_path(name: str, *keys: str) -> str:
-    """Returns the path of a feature or of one of its keys."""
+    """Return the path of a feature or of one of its keys."""
     return path_of("feature_spec", name, *keys)
 
 
@@ -159,7 +159,7 @@ class RawFeatures:
     problems: list[Problem] = field(default_factory=list)
 
     def check(self) -> None:
-        """Finds the encodings and readings of all features, and everything that is wrong with them."""
+        """Find the encodings and readings of all features, and everything that is wrong with them."""
         entries = [(entry.text, name) for name, channel in reversed(self.parts.channels.items()) for entry in channel]
         self.channel_of = {text: name for text, name in entries}
         self.sequence_of = {entry.text: each for each in reversed(self.parts.sequences) for entry in each.features}
@@ -188,7 +188,7 @@ class RawFeatures:
             self._find_reading(name, self.parts.features[name])
 
     def is_list(self, name: str) -> bool:
-        """Returns whether a feature has a list per row: as stated, or for a cross if one of its inputs is a list."""
+        """Return whether a feature has a list per row: as stated, or for a cross if one of its inputs is a list."""
         if isinstance(self.rules.get(name), CrossRule):
             return bool(self.list_inputs.get(name))
         keys, channel = self.parts.features[name], self.channel_of.get(name, MULTIHOT)
@@ -201,7 +201,7 @@ class RawFeatures:
         )
 
     def encoded_parts(self) -> Parts:
-        """Returns the parts of a specification of encoded features, for the rules that both kinds share."""
+        """Return the parts of a specification of encoded features, for the rules that both kinds share."""
         features, stated = {}, {}
         for name, keys in self.parts.features.items():
             known = _LOOKED_UP_KEYS if PRETRAINED in keys else (*_ENCODED_KEYS, *PRETRAINED_KEYS)
@@ -227,7 +227,7 @@ class RawFeatures:
     # Encodings.
 
     def _find_rule(self, name: str, keys: RawFeatureKeys) -> bool:
-        """Finds the encoding of a feature; returns whether it is well-formed."""
+        """Find the encoding of a feature; return whether it is well-formed."""
         channel, path = self.channel_of.get(name), feature_path(name, "encode")
         if "encode" not in keys:
             rule = NumberRule() if name in self.ids_of_weights else default_rule(channel, keys.get("dtype"))
@@ -243,7 +243,7 @@ class RawFeatures:
         return True
 
     def _share_tables(self) -> None:
-        """Gives the features of an embedding table one encoder, fitted on the values of all of them.
+        """Give the features of an embedding table one encoder, fitted on the values of all of them.
 
         It is that of the first feature that states an encoding. The items of histories are not counted, because they
         repeat values of another column in every later row.
@@ -270,7 +270,7 @@ class RawFeatures:
                     self.columns.rules[name] = self.rules[name] = SharedVocabularyRule(owner, "history" not in keys)
 
     def _find_added(self) -> None:
-        """Finds the features that rules add, and checks that their names are new."""
+        """Find the features that rules add, and check that their names are new."""
         for name in self.columns.unknown:
             self.added.update(dict.fromkeys(self.parts.outputs.get(name, ()), ""))
         for name, rule in self.rules.items():
@@ -299,7 +299,7 @@ class RawFeatures:
             self.problems.append(Problem(path, message))
 
     def _find_list_inputs(self) -> None:
-        """Finds the inputs of crosses that are lists: features, crosses of lists among them, and raw columns.
+        """Find the inputs of crosses that are lists: features, crosses of lists among them, and raw columns.
 
         A raw column is a list where all features of the column are, in a cross that is stated to be a list.
         """
@@ -347,7 +347,7 @@ class RawFeatures:
             yield Problem(feature_path(name, SERVE), message)
 
     def _check_looked_up(self) -> Iterator[Problem]:
-        """Checks that pretrained vectors state nothing about raw columns, and that each raw value has an id."""
+        """Check that pretrained vectors state nothing about raw columns, and that each raw value has an id."""
         for name, keys in self.parts.features.items():
             if PRETRAINED not in keys:
                 continue
@@ -364,7 +364,7 @@ class RawFeatures:
                 yield Problem(feature_path(name, "of"), message)
 
     def _check_source(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
-        """Checks that a computed feature or a cross states nothing about a raw column."""
+        """Check that a computed feature or a cross states nothing about a raw column."""
         computed: list[str] = [key for key in ("history", "count") if key in keys]
         if isinstance(rule, CrossRule):
             computed.append("encode.cross")
@@ -406,7 +406,7 @@ class RawFeatures:
             yield Problem(feature_path(name, "encode"), message)
 
     def _check_steps(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
-        """Checks the keys of a feature of a sequence."""
+        """Check the keys of a feature of a sequence."""
         if "count" in keys:
             yield Problem(feature_path(name), f"has one value per row, and is in {SEQUENCE}; list it in {NUMERICAL}")
         if "max_hotness" in keys and "history" in keys:
@@ -419,7 +419,7 @@ class RawFeatures:
             yield Problem(feature_path(name, "weights"), message)
 
     def _check_cross_of_single_values(self, name: str, keys: RawFeatureKeys) -> Iterator[Problem]:
-        """Checks that nothing about a cross says that it is a list if none of its inputs is one."""
+        """Check that nothing about a cross says that it is a list if none of its inputs is one."""
         if self.is_list(name):
             return
         if self.channel_of.get(name) == MULTIHOT:
@@ -432,7 +432,7 @@ class RawFeatures:
                 yield Problem(feature_path(name, key), message)
 
     def _check_weights(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
-        """Checks that the weights of ids are lists of numbers of at least 0 that are read from files."""
+        """Check that the weights of ids are lists of numbers of at least 0 that are read from files."""
         if "history" in keys or "count" in keys:
             message = f"{shown(name)} is computed; name a feature whose lists are read from files"
             yield Problem(feature_path(self.ids_of_weights[name], "weights"), message)
@@ -447,7 +447,7 @@ class RawFeatures:
             yield Problem(feature_path(name, "keep"), message)
 
     def _check_ids(self, name: str, keys: RawFeatureKeys, rule: Rule) -> Iterator[Problem]:
-        """Checks the keys that only some encodings of ids have."""
+        """Check the keys that only some encodings of ids have."""
         channel = self.channel_of.get(name)
         if isinstance(rule, IdentityRule) and "cardinality" not in keys:
             message = "is missing; write the largest id + 1 (identity keeps ids in [0, cardinality))"
@@ -517,7 +517,7 @@ class RawFeatures:
                 self.problems.append(Problem(feature_path(ids, "weights"), message))
 
     def _check_shared(self) -> None:
-        """Replaces `vocabulary_of: F` by the feature at the end of the chain, and checks that this has an encoder."""
+        """Replace `vocabulary_of: F` by the feature at the end of the chain, and check that this has an encoder."""
         for name, rule in list(self.rules.items()):
             if not isinstance(rule, SharedVocabularyRule):
                 continue
@@ -552,7 +552,7 @@ class RawFeatures:
                         self.problems.append(Problem(path, mistake))
 
     def _cross_mistake(self, name: str, other: str) -> str | None:
-        """Returns why an input does not fit a cross, or None; whether raw columns exist is checked elsewhere."""
+        """Return why an input does not fit a cross, or None; whether raw columns exist is checked elsewhere."""
         if other in self.added:
             return f"{shown(other)} is a number; cross features with ids"
         lists = [one for one in self.list_inputs[name] if not self._leads_to(one, name)]
@@ -571,7 +571,7 @@ class RawFeatures:
         return None
 
     def _leads_to(self, start: str, name: str) -> bool:
-        """Returns whether a feature is a cross that has another one among its inputs, directly or not."""
+        """Return whether a feature is a cross that has another one among its inputs, directly or not."""
         todo, seen = [start], {start}
         while todo:
             current = todo.pop()
@@ -586,7 +586,7 @@ class RawFeatures:
     # Readings.
 
     def _find_reading(self, name: str, keys: RawFeatureKeys) -> None:
-        """Finds how the values of a feature are read, and checks that the type fits its encoding."""
+        """Find how the values of a feature are read, and check that the type fits its encoding."""
         rule = self.rules[name]
         if isinstance(rule, CrossRule) or "history" in keys or "count" in keys:
             self.columns.unreadable[name] = "is a cross" if isinstance(rule, CrossRule) else "is computed"
@@ -605,7 +605,7 @@ class RawFeatures:
         self.columns.readings[name] = self.columns.use(reading)
 
     def _find_formats(self) -> None:
-        """Finds how timestamps are written, which is stated once per column and holds for all its uses."""
+        """Find how timestamps are written, which is stated once per column and holds for all its uses."""
         first: dict[str, str] = {}
         stated: list[tuple[str, str, Any]] = [
             (keys.get("column", name), feature_path(name), keys) for name, keys in self.parts.features.items()
@@ -624,7 +624,7 @@ class RawFeatures:
                 first.setdefault(column, path)
 
     def find_computed(self) -> None:
-        """Finds the readings that crosses, histories and counts take, once those of all features are known."""
+        """Find the readings that crosses, histories and counts take, once those of all features are known."""
         self._check_crosses()
         for name in self.rules:
             keys = self.parts.features[name]
@@ -635,7 +635,7 @@ class RawFeatures:
         self.problems.extend(self._check_sides())
 
     def _check_sides(self) -> Iterator[Problem]:
-        """Checks that features read a raw column for one side, and that crosses of a candidate's values are its own."""
+        """Check that features read a raw column for one side, and that crosses of a candidate's values are its own."""
         sides, first = self._sides(), dict[str, str]()
         for name, reading in self.columns.readings.items():
             if name in sides:
@@ -652,7 +652,7 @@ class RawFeatures:
                     yield Problem(feature_path(name, SIDE), message)
 
     def _sides(self) -> dict[str, str]:
-        """Returns whose the features that are inputs are in a ranking request, by name, and those that make inputs."""
+        """Return whose the features that are inputs are in a ranking request, by name, and those that make inputs."""
         names = {
             name
             for name in self.parts.features
@@ -688,7 +688,7 @@ class RawFeatures:
         self.computed[name] = Computed(reading, of, by, order, where, limit)
 
     def _check_histories(self, sequence: SequencePart) -> Iterator[Problem]:
-        """Checks that the features of a sequence are read from files, or are histories of the same rows."""
+        """Check that the features of a sequence are read from files, or are histories of the same rows."""
         names = [entry.text for entry in sequence.features if entry.text in self.parts.features]
         histories = [name for name in names if "history" in self.parts.features[name]]
         others = [name for name in names if name not in histories]
@@ -709,7 +709,7 @@ class RawFeatures:
                 yield Problem(feature_path(name, "history"), f"{message} and last for both")
 
     def _check_type(self, name: str, dtype: RawType, key: str) -> bool:
-        """Checks that the encoding of a feature takes the type of its raw values; returns whether it does."""
+        """Check that the encoding of a feature takes the type of its raw values; return whether it does."""
         allowed = self._allowed(name)
         is_stated_otherwise = not {"format", "unit"}.isdisjoint(self.parts.features[name])  # and reported there
         if dtype not in allowed and not is_stated_otherwise:
@@ -733,7 +733,7 @@ class RawFeatures:
         return TYPES_OF_RULE[type(rule)]
 
     def _dtype(self, name: str, seen: tuple[str, ...]) -> RawType | None:
-        """Returns the type of a feature's raw values, None if it is unknown."""
+        """Return the type of a feature's raw values, None if it is unknown."""
         keys, rule = self.parts.features.get(name, {}), self.rules.get(name)
         if name in seen or rule is None or isinstance(rule, CrossRule):
             return None
@@ -755,16 +755,16 @@ class RawFeatures:
     # The result.
 
     def build(self, names: dict[Reading, Reading]) -> dict[str, RawFeature]:
-        """Returns the features, given the names of all readings; there must be no problems."""
+        """Return the features, given the names of all readings; there must be no problems."""
         return {name: self._built(name, names) for name in self.rules}
 
     def pretrained(self) -> dict[str, Feature]:
-        """Returns the vectors that are looked up, by name; there must be no problems."""
+        """Return the vectors that are looked up, by name; there must be no problems."""
         stated = self.encoded_parts().features
         return {name: feature for name, feature in stated.items() if feature.pretrained is not None}
 
     def sequences(self) -> Iterator[FeatureSequence]:
-        """Yields the sequences; there must be no problems. Those of unstated length have the length 1."""
+        """Yield the sequences; there must be no problems. Those of unstated length have the length 1."""
         stated = self.encoded_parts().features
         return (sequence.with_length(stated) for sequence in self.parts.sequences)
 

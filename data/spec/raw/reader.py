@@ -25,7 +25,7 @@ ENCODED_HELP = (
 
 
 def read_raw_spec(path: Path, *, allow_outside_paths: bool = False) -> RawSpec:
-    """Reads and validates the YAML file of a raw specification.
+    """Read and validate the YAML file of a raw specification.
 
     Args:
         path: path of the file.
@@ -43,7 +43,7 @@ def read_raw_spec(path: Path, *, allow_outside_paths: bool = False) -> RawSpec:
 def raw_spec_from_dict(
     document: Any, folder: Path, source: str = "raw specification", *, allow_outside_paths: bool = False
 ) -> RawSpec:
-    """Validates the document of a raw specification and builds the specification.
+    """Validate the document of a raw specification and build the specification.
 
     Args:
         document: root of the document, as the YAML reader or a JSON reader returns it.
@@ -68,7 +68,7 @@ def raw_spec_from_dict(
 
 
 def plain_document(document: Any) -> Any:
-    """Returns the document of a raw specification with values that JSON can represent: times as text, text keys.
+    """Return the document of a raw specification with values that JSON can represent: times as text, text keys.
 
     `raw_spec_from_dict` reads it as it reads the original.
     """
@@ -90,7 +90,7 @@ class _Draft:
         self.keep: list[Reading] = []
 
     def check(self) -> list[Problem]:
-        """Checks everything, in the order in which parts depend on each other, and returns the problems."""
+        """Check everything, in the order in which parts depend on each other, and return the problems."""
         self.features.check()
         self.split.check()
         self.features.find_computed()
@@ -98,7 +98,7 @@ class _Draft:
         return [*self.features.problems, *self.split.problems, *self.columns.problems, *problems]
 
     def build(self, folder: Path) -> RawSpec:
-        """Returns the specification; there must be no problems."""
+        """Return the specification; there must be no problems."""
         parts, others = self.parts, self.parts.others
         computed = {name: found.reading for name, found in self.features.computed.items()}
         names, pretrained = self.columns.named(computed), self.features.pretrained()
@@ -126,7 +126,7 @@ class _Draft:
         )
 
     def _check_rows(self) -> Iterator[Problem]:
-        """Checks the sections on rows and columns to keep."""
+        """Check the sections on rows and columns to keep."""
         others, columns = self.parts.others, self.columns
         if "where" in others:
             self.where = columns.condition(others["where"], "where")
@@ -140,7 +140,7 @@ class _Draft:
         yield from self._check_kept(others.get("keep", []))
 
     def _check_kept(self, names: list[str]) -> Iterator[Problem]:
-        """Checks the raw columns to keep; those with the name of a feature are stored as raw_NAME."""
+        """Check the raw columns to keep; those with the name of a feature are stored as raw_NAME."""
         for index, name in enumerate(names):
             path, stored = f"keep[{index}]", f"raw_{name}" if name in self.parts.features else name
             if name in names[:index]:
@@ -153,7 +153,7 @@ class _Draft:
                 self.keep.append(reading)
 
     def _check_lists(self) -> Iterator[Problem]:
-        """Checks that lists in CSV files have a separator."""
+        """Check that lists in CSV files have a separator."""
         has_csv = any(chunk["type"] == "csv" for chunks in self.parts.sources.values() for chunk in chunks)
         for name, reading in self.columns.readings.items():
             if has_csv and reading.is_list and reading.separator is None:
@@ -161,7 +161,7 @@ class _Draft:
                 yield Problem(path_of("feature_spec", name, "separator"), message)
 
     def _check_names(self) -> Iterator[Problem]:
-        """Checks that computed features do not have the names of raw columns that are read."""
+        """Check that computed features do not have the names of raw columns that are read."""
         read = {reading.column for reading in self.columns.used}
         for name in self.features.computed:
             if name in read:

@@ -28,7 +28,7 @@ _SUM_TOLERANCE = 1e-9
 
 
 def chunk_of(keys: RawChunkKeys) -> RawChunk:
-    """Returns a chunk, given its keys."""
+    """Return a chunk, given its keys."""
     stated: Any = {
         _NAMES_OF_KEYS.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in keys.items()
     }
@@ -36,7 +36,7 @@ def chunk_of(keys: RawChunkKeys) -> RawChunk:
 
 
 def listed_columns(parts: RawParts) -> tuple[str, ...] | None:
-    """Returns all columns of the files if the specification lists them, else None.
+    """Return all columns of the files if the specification lists them, else None.
 
     A header, a parquet file, and a folder whose name is a key (`day=2014-10-21`) have other columns.
     """
@@ -51,7 +51,7 @@ def listed_columns(parts: RawParts) -> tuple[str, ...] | None:
 
 
 def check_chunks(parts: RawParts) -> Iterator[Problem]:
-    """Checks that the keys of each chunk fit together."""
+    """Check that the keys of each chunk fit together."""
     for source, chunks in parts.sources.items():
         for index, chunk in enumerate(chunks):
             yield from _check_chunk(chunk, path_of("source_spec", source, index))
@@ -79,7 +79,7 @@ def _check_chunk(chunk: RawChunkKeys, path: str) -> Iterator[Problem]:
 
 
 def check_files(parts: RawParts, folder: Path) -> Iterator[Problem]:
-    """Checks that paths, globs and folders stay under the specification's folder, and that each occurs once."""
+    """Check that paths, globs and folders stay under the specification's folder, and that each occurs once."""
     root, resolved = os.path.realpath(folder), dict[str, str]()
     for source, chunks in parts.sources.items():
         first: dict[str, str] = {}
@@ -123,7 +123,7 @@ class RawSplit:
         return self.parts.others.get("split")
 
     def check(self) -> None:
-        """Checks the split, the columns that it names, and that all mappings exist once."""
+        """Check the split, the columns that it names, and that all mappings exist once."""
         if any(location[:1] == ("split",) for location in self.parts.incomplete):
             return
         if self.keys is not None:
@@ -132,7 +132,7 @@ class RawSplit:
         self._check_mappings()
 
     def made(self) -> list[str]:
-        """Returns the names of the mappings that the split makes, in order."""
+        """Return the names of the mappings that the split makes, in order."""
         keys = self.keys or {}
         if "time" in keys:
             return ["train", *(name for name in ("valid", "test") if f"{name}_from" in keys)]
@@ -141,7 +141,7 @@ class RawSplit:
         return [*(["train"] if fractions and rest > _SUM_TOLERANCE else []), *fractions]
 
     def build(self, names: dict[Reading, Reading]) -> Split | None:
-        """Returns the split, given the names of all readings; there must be no problems."""
+        """Return the split, given the names of all readings; there must be no problems."""
         keys = self.keys or {}
         sources = tuple(keys.get("from", ()))
         if self.time is not None:
@@ -211,7 +211,7 @@ class RawSplit:
         return isinstance(value, datetime) or (self.time is not None and self.time.unit is not None)
 
     def _bound(self, value: datetime | float | None) -> float | None:
-        """Returns a bound in the unit of the values that are compared with it."""
+        """Return a bound in the unit of the values that are compared with it."""
         if isinstance(value, datetime):
             return microseconds(value)
         if value is None or self.time is None or self.time.dtype != "timestamp":
@@ -229,7 +229,7 @@ class RawSplit:
             self.by = self.columns.refer(keys["by"], "split.by", KEY_TYPES)
 
     def _check_mappings(self) -> None:
-        """Checks that train and test exist, and that no mapping is both split off and given as files."""
+        """Check that train and test exist, and that no mapping is both split off and given as files."""
         if ("source_spec",) in self.parts.incomplete:
             return
         sources = (self.keys or {}).get("from", [])

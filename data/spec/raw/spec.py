@@ -205,7 +205,7 @@ Rule = (
 
 
 def added_by(rule: Rule) -> tuple[str, ...]:
-    """Returns the names of the features that a rule makes: statistics of a label, or an indicator of missing values."""
+    """Return the names of the features that a rule makes: statistics of a label, or an indicator of missing values."""
     if isinstance(rule, TargetRule):
         return tuple(name for name in (rule.mean, rule.count) if name is not None)
     return (rule.indicator,) if isinstance(rule, NumberRule) and rule.indicator is not None else ()
@@ -416,7 +416,7 @@ class RawSpec:
     score: str | None = None
 
     def is_list(self, feature: str) -> bool:
-        """Returns whether a feature has a list per row."""
+        """Return whether a feature has a list per row."""
         raw = self.features[feature]
         if isinstance(raw.rule, CrossRule):
             return raw.rule.list_input is not None

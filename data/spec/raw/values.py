@@ -39,7 +39,7 @@ class WrittenCondition:
 
 
 def read_condition(value: Any) -> WrittenCondition:
-    """Reads a condition: a name, a comparison as text, or a mapping with column, op and value.
+    """Read a condition: a name, a comparison as text, or a mapping with column, op and value.
 
     Raises:
         ValueError: It is none of these; the message says what to write.
@@ -61,7 +61,7 @@ def read_condition(value: Any) -> WrittenCondition:
 
 
 def read_threshold(value: Any) -> tuple[Comparison, float]:
-    """Reads a threshold, such as ">= 4".
+    """Read a threshold, such as ">= 4".
 
     Raises:
         ValueError: It is no comparison with a number; the message says what to write.
@@ -74,7 +74,7 @@ def read_threshold(value: Any) -> tuple[Comparison, float]:
 
 
 def read_time(value: Any) -> datetime | float:
-    """Reads a bound in time: a date, a date with a time (UTC unless it states an offset), or a number.
+    """Read a bound in time: a date, a date with a time (UTC unless it states an offset), or a number.
 
     Raises:
         ValueError: It is neither; the message says what to write.
@@ -88,7 +88,7 @@ def read_time(value: Any) -> datetime | float:
 
 
 def as_time(value: Any) -> datetime | None:
-    """Returns a date or ISO 8601 text as a time in UTC, or None if it is neither."""
+    """Return a date or ISO 8601 text as a time in UTC, or None if it is neither."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -103,12 +103,12 @@ def as_time(value: Any) -> datetime | None:
 
 
 def microseconds(time: datetime) -> int:
-    """Returns a time in UTC as microseconds since the epoch."""
+    """Return a time in UTC as microseconds since the epoch."""
     return (time - EPOCH) // MICROSECOND
 
 
 def read_window(value: Any) -> int | timedelta:
-    """Reads the window of a count: a duration, such as 7d, 12h, 30m or 60s, or a whole number.
+    """Read the window of a count: a duration, such as 7d, 12h, 30m or 60s, or a whole number.
 
     Raises:
         ValueError: It is neither; the message says what to write.
@@ -143,7 +143,7 @@ def _mapped_condition(value: dict[Any, Any]) -> WrittenCondition:
 
 
 def _constant(text: str) -> float | datetime | str:
-    """Returns a constant without quotes as a number, a time or a text."""
+    """Return a constant without quotes as a number, a time or a text."""
     if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text):
         number = float(text)
         if abs(number) < float("inf"):
