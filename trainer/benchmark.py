@@ -61,7 +61,7 @@ class Stopwatch:
         self._elapsed, self._next_exchange = 0.0, 1
 
     def lap(self) -> bool:
-        """Ends a step and returns whether there is another one. May be a collective."""
+        """End a step and return whether there is another one. May be a collective."""
         now = time.perf_counter()
         self.step += 1
         if self.is_counting:

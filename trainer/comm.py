@@ -39,35 +39,35 @@ class Comm(Protocol):
     local_rank: int
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """Sums an array over workers, element by element. All workers pass the same shape; the dtype is kept."""
+        """Sum an array over workers, element by element. All workers pass the same shape; the dtype is kept."""
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Concatenates the rows of all workers in rank order. Workers may hold different numbers of rows."""
+        """Concatenate the rows of all workers in rank order. Workers may hold different numbers of rows."""
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Sends the first counts[0] rows to worker 0, the next counts[1] to worker 1, and so on.
+        """Send the first counts[0] rows to worker 0, the next counts[1] to worker 1, and so on.
 
         Returns:
             The rows received from all workers, in rank order.
         """
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """Returns rank 0's bytes on every worker; what the others pass is ignored."""
+        """Return rank 0's bytes on every worker; what the others pass is ignored."""
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """Overwrites the variables on every worker with rank 0's values."""
+        """Overwrite the variables on every worker with rank 0's values."""
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Sums each tensor over workers, all in one group and of one dtype. For use inside tf.function."""
+        """Sum each tensor over workers, all in one group and of one dtype. For use inside tf.function."""
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Concatenates each tensor's rows of all workers in rank order, all in one group and of one dtype.
+        """Concatenate each tensor's rows of all workers in rank order, all in one group and of one dtype.
 
         For use inside tf.function.
         """
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """Sends the first counts[0] values to worker 0, the next counts[1] to worker 1, and so on.
+        """Send the first counts[0] values to worker 0, the next counts[1] to worker 1, and so on.
 
         For use inside tf.function.
 
@@ -86,34 +86,34 @@ class SingleWorker:
     rank, size, local_rank = 0, 1, 0
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """Returns the array, which is its own sum."""
+        """Return the array, which is its own sum."""
         return array
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the rows, which are all there are."""
+        """Return the rows, which are all there are."""
         return rows
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Returns the rows, all of which this worker sends to itself."""
+        """Return the rows, all of which this worker sends to itself."""
         return rows
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """Returns the bytes; an empty string for None."""
+        """Return the bytes; an empty string for None."""
         return data or b""
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """Leaves the variables as they are."""
+        """Leave the variables as they are."""
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the tensors, which are their own sums."""
+        """Return the tensors, which are their own sums."""
         return tensors
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the tensors, whose rows are all there are."""
+        """Return the tensors, whose rows are all there are."""
         return tensors
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """Returns the values, all of which this worker sends to itself."""
+        """Return the values, all of which this worker sends to itself."""
         return values
 
 
@@ -121,7 +121,7 @@ class HorovodWorkers:
     """The group of workers that a launcher started, connected by Horovod over NCCL or Gloo."""
 
     def __init__(self) -> None:
-        """Initializes Horovod and joins the group.
+        """Initialize Horovod and join the group.
 
         Raises:
             DataError: Horovod is not installed.
@@ -137,20 +137,20 @@ class HorovodWorkers:
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
 
     def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """Sums an array over workers with an all-reduce on the host."""
+        """Sum an array over workers with an all-reduce on the host."""
         return self._on_host(lambda x: self._hvd.allreduce(x, op=self._hvd.Sum, name="sum_array"), array)
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Concatenates all workers' rows with an all-gather on the host."""
+        """Concatenate all workers' rows with an all-gather on the host."""
         return self._on_host(lambda x: self._hvd.allgather(x, name="gather_rows"), rows)
 
     def exchange_rows(self, rows: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-        """Sends rows to their workers with an all-to-all on the host."""
+        """Send rows to their workers with an all-to-all on the host."""
         splits = tf.constant(list(counts), tf.int32)
         return self._on_host(lambda x: self._hvd.alltoall(x, splits=splits, name="exchange_rows")[0], rows)
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
-        """Broadcasts rank 0's bytes on the host, after their length."""
+        """Broadcast rank 0's bytes on the host, after their length."""
         mine = np.frombuffer((data or b"") if self.rank == 0 else b"", np.uint8)
         # A broadcast needs a buffer of the right size on every worker; only rank 0 adds to this sum.
         length = int(self.sum_array(np.array([mine.size], np.int64))[0])
@@ -160,21 +160,21 @@ class HorovodWorkers:
         return self._on_host(lambda x: self._hvd.broadcast(x, 0, name="bytes"), buffer).tobytes()
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """Broadcasts rank 0's values one variable at a time, each under a name that all workers agree on."""
+        """Broadcast rank 0's values one variable at a time, each under a name that all workers agree on."""
         for index, variable in enumerate(variables):
             with tf.device(variable.device):  # a table in host memory stays there
                 variable.assign(self._hvd.broadcast(tf.convert_to_tensor(variable), 0, name=f"variable.{index}"))
 
     def sum_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Sums the tensors with one grouped all-reduce."""
+        """Sum the tensors with one grouped all-reduce."""
         return self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum) if tensors else []
 
     def gather_tensors(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Concatenates the tensors' rows with one grouped all-gather."""
+        """Concatenate the tensors' rows with one grouped all-gather."""
         return self._hvd.grouped_allgather(tensors) if tensors else []
 
     def exchange_values(self, values: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-        """Sends values to their workers with an all-to-all."""
+        """Send values to their workers with an all-to-all."""
         with tf.device("/CPU:0"):  # Horovod reads the counts on the host and would copy them there otherwise
             counts = tf.identity(counts)
         received, received_counts = self._hvd.alltoall(values, splits=counts)

@@ -63,7 +63,7 @@ class Flag(NamedTuple):
     type: Any
 
     def read(self, value: Any) -> Any:
-        """Converts a value from Python or JSON to the flag's type: lists to tuples, whole numbers to floats.
+        """Convert a value from Python or JSON to the flag's type: lists to tuples, whole numbers to floats.
 
         Raises:
             DataError: the value has another type.
@@ -74,7 +74,7 @@ class Flag(NamedTuple):
             raise DataError(str(error)) from error
 
     def check(self, value: Any) -> None:
-        """Checks a value against the flag's limits. Raises a DataError that names the flag."""
+        """Check a value against the flag's limits. Raise a DataError that names the flag."""
         name, limits = self.field.name, self.field.metadata
         if isinstance(value, dict | tuple):
             if not value and limits["required"]:
@@ -103,13 +103,13 @@ class Section:
     """Base class of a group of flags, which checks every value against its limits."""
 
     def __post_init__(self) -> None:
-        """Checks all values. Raises a DataError if one is out of range or contradicts another."""
+        """Check all values. Raise a DataError if one is out of range or contradicts another."""
         for name, flag in section_flags(type(self)).items():
             flag.check(getattr(self, name))
         self.check()
 
     def check(self) -> None:
-        """Checks what the limits of single flags do not cover. Raises a DataError that names the flags."""
+        """Check what the limits of single flags do not cover. Raise a DataError that names the flags."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class DataOptions(Section):
     log_filename: str = option("log.json", "name of the log in results_dir")
 
     def oov_policy_of(self, *, trains: bool) -> OovPolicy:
-        """Returns --oov_policy for a mapping that is trained on, or for one that is evaluated or predicted."""
+        """Return --oov_policy for a mapping that is trained on, or for one that is evaluated or predicted."""
         if self.oov_policy == "auto":
             return "error" if trains else "unseen"
         return self.oov_policy
@@ -228,10 +228,10 @@ class ModelOptions(Section):
         return self.wide_part
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Raises a DataError if the flags do not fit a dataset with these labels."""
+        """Raise a DataError if the flags do not fit a dataset with these labels."""
 
     def check_layout(self, layout: InputSchema) -> None:
-        """Raises a DataError if the model would not use a feature, or has no input."""
+        """Raise a DataError if the model would not use a feature, or has no input."""
         only = [feature.name for feature in layout.categorical if feature.wide == "only"]
         if only and not self.has_wide_part:
             raise DataError(
@@ -244,15 +244,15 @@ class ModelOptions(Section):
             raise DataError(f"--interaction {self.interaction} needs categorical features, and there are none")
 
     def input_width(self, layout: InputSchema) -> int:
-        """Returns the width of the interaction's input: embeddings, numbers and vectors, concatenated."""
+        """Return the width of the interaction's input: embeddings, numbers and vectors, concatenated."""
         return layout.width + sum(self.vector_units or dimension for dimension in layout.vector_dimensions)
 
     def vector_weights(self, layout: InputSchema) -> int:
-        """Returns the number of weights that project vectors."""
+        """Return the number of weights that project vectors."""
         return self.vector_units * sum(layout.vector_dimensions)
 
     def network_width(self, layout: InputSchema) -> int:
-        """Returns the width of the network's input."""
+        """Return the width of the network's input."""
         if self.interaction != "dot":
             return self.input_width(layout)
         numbers = layout.has_numbers
@@ -260,7 +260,7 @@ class ModelOptions(Section):
         return numbers * layout.widest + vectors * (vectors - 1) // 2
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
-        """Returns a lower bound on the number of weights in dense kernels, to estimate memory before building them.
+        """Return a lower bound on the number of weights in dense kernels, to estimate memory before building them.
 
         Args:
             inputs: width of the network's input, see `network_width`.
@@ -269,7 +269,7 @@ class ModelOptions(Section):
         return 0
 
     def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns how many values of a row each layer keeps for the backward pass, likewise to estimate memory.
+        """Return how many values of a row each layer keeps for the backward pass, likewise to estimate memory.
 
         Args:
             outputs: number of logits of each task.
@@ -400,7 +400,7 @@ class TrainingOptions(Section):
     )
 
     def check(self) -> None:
-        """Checks flags against each other. Raises a DataError if a check fails."""
+        """Check flags against each other. Raise a DataError if a check fails."""
         warmup = self.deep_warmup_epochs
         if warmup is not None and not 0 <= warmup <= self.num_epochs:
             raise DataError(f"--deep_warmup_epochs must be between 0 and --num_epochs {self.num_epochs}, got {warmup}")
@@ -431,7 +431,7 @@ class Interval:
 
 
 def parse_interval(name: str, text: str) -> Interval:
-    """Parses "500" (steps), "90s", "10m" or "2h"; "0" means never.
+    """Parse "500" (steps), "90s", "10m" or "2h"; "0" means never.
 
     Args:
         name: name of the flag without dashes, for the error message.
@@ -551,7 +551,7 @@ class RunOptions(Section):
     )
 
     def check(self) -> None:
-        """Checks flags against each other. Raises a DataError if a check fails."""
+        """Check flags against each other. Raise a DataError if a check fails."""
         if self.benchmark and self.benchmark_warmup_steps >= self.benchmark_steps:
             raise DataError(
                 f"--benchmark_warmup_steps {self.benchmark_warmup_steps} leaves no steps of --benchmark_steps "
@@ -572,7 +572,7 @@ class RunOptions(Section):
         self._check_monitoring()
 
     def check_workers(self, workers: int, environ: Mapping[str, str]) -> None:
-        """Checks --horovod_timeline against the launcher.
+        """Check --horovod_timeline against the launcher.
 
         Args:
             workers: number of workers.
@@ -772,7 +772,7 @@ class Options:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the flags of this run by name as JSON values, with defaults that depend on other flags resolved."""
+        """Return the flags of this run by name as JSON values, with defaults that depend on other flags resolved."""
         groups = (self.data, self.model, self.training, self.run)
         flat = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
         deep = self.deep_optimizer

@@ -24,7 +24,7 @@ class EarlyStopping:
         self.state = state or EarlyStoppingState(key)
 
     def update(self, metrics: dict[str, float]) -> None:
-        """Updates the state with the metrics of an epoch, which are the same on all workers.
+        """Update the state with the metrics of an epoch, which are the same on all workers.
 
         An epoch in which the metric is NaN does not count.
         """

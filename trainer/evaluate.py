@@ -76,7 +76,7 @@ class Evaluator:
         predictions: PredictionWriter | None = None,
         observe: Callable[[Batch], None] | None = None,
     ) -> dict[str, float]:
-        """Evaluates all rows of the mapping. A collective.
+        """Evaluate all rows of the mapping. A collective.
 
         Args:
             on_batch: called with the number of batches done after each batch.
@@ -97,7 +97,7 @@ class Evaluator:
         predictions: PredictionWriter | None = None,
         observe: Callable[[Batch], None] | None = None,
     ) -> None:
-        """Adds all rows of the mapping to an empty evaluation, without computing metrics. Arguments as for `run`."""
+        """Add all rows of the mapping to an empty evaluation, without computing metrics. Arguments as for `run`."""
         self.evaluation.reset()
         for number, (batch, logits) in enumerate(self.predicted(), start=1):
             self.count(batch, logits)
@@ -109,7 +109,7 @@ class Evaluator:
                 on_batch(number)
 
     def predict(self, predictions: PredictionWriter, on_batch: Callable[[int], None]) -> None:
-        """Passes every row's prediction to a writer without computing metrics.
+        """Pass every row's prediction to a writer without computing metrics.
 
         Args:
             predictions: writer that receives the predictions.
@@ -120,16 +120,16 @@ class Evaluator:
             on_batch(number)
 
     def _prepare(self, batch: Batch) -> tuple[Batch, Packed]:
-        """Packs a batch, in the loader's thread."""
+        """Pack a batch, in the loader's thread."""
         inputs = self._model.embeddings.lookups(batch.ids), self._model.layout.row_values(batch)
         return batch, self._forward.packing.pack(inputs)
 
     def count(self, batch: Batch, logits: np.ndarray) -> None:
-        """Adds a batch and its logits to the metrics."""
+        """Add a batch and its logits to the metrics."""
         self.evaluation.update(logits, batch.labels, batch.weights, batch.group, batch.extra, batch.numerical)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
-        """Yields every batch of this worker with its logits, [batch, outputs] float32.
+        """Yield every batch of this worker with its logits, [batch, outputs] float32.
 
         The device already computes the next batch while the caller processes the current one.
         """

@@ -60,7 +60,7 @@ class ExpertMonitor:
         self._states = tf.function(self._level_states, autograph=False)
 
     def see(self, batch: Batch) -> None:
-        """Takes a batch of an evaluation; ignored once the sample is complete."""
+        """Take a batch of an evaluation; ignored once the sample is complete."""
         if not self._is_complete:
             sampled = np.flatnonzero((batch.weights > 0) & (batch.rows % self._stride == 0))
             self._ids.append(batch.ids.take(sampled))
@@ -68,7 +68,7 @@ class ExpertMonitor:
             self._vectors.append(batch.vectors[sampled])
 
     def measure(self) -> tuple[dict[str, float], list[str]]:
-        """Returns values for the log and warnings not given before, equal on all workers. A collective.
+        """Return values for the log and warnings not given before, equal on all workers. A collective.
 
         To be called after an evaluation whose batches were all passed to `see`.
         """
@@ -91,7 +91,7 @@ class ExpertMonitor:
         return log_values(self._tasks, levels), new
 
     def gate_weights(self) -> dict[str, np.ndarray]:
-        """Returns each gate's weight of each expert at the last measurement, [rows] float32 of this worker.
+        """Return each gate's weight of each expert at the last measurement, [rows] float32 of this worker.
 
         Keys are gate/NAME/EXPERT or, with several levels, gate/level_L/NAME/EXPERT, without experts that a gate does
         not read.
@@ -104,13 +104,13 @@ class ExpertMonitor:
         }
 
     def _level_states(self, lookups: tuple[Lookups, ...], values: RowValues) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Returns each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
+        """Return each level's gates [gates, rows, experts] and experts [experts, rows, units], float32."""
         deep_input = self._model.deep_input(self._model.embed(lookups), values)
         return [(state.gates, tf.cast(state.experts, tf.float32)) for state in self._network.level_states(deep_input)]
 
 
 def monitor_of(model: RankingModel, rows: int, comm: Collectives) -> ExpertMonitor | None:
-    """Creates a monitor for a model with gates; returns None for any other."""
+    """Create a monitor for a model with gates; return None for any other."""
     has_gates = isinstance(model.network, MultiTask) and model.network.gates
     return ExpertMonitor(model, rows, comm) if has_gates else None
 
@@ -145,7 +145,7 @@ class LevelStatistics:
 def level_statistics(
     readable: np.ndarray, gates: np.ndarray, experts: np.ndarray, comm: Collectives
 ) -> LevelStatistics:
-    """Computes the statistics of a level, equal on all workers. A collective.
+    """Compute the statistics of a level, equal on all workers. A collective.
 
     Args:
         readable: [gates, experts] bool.
@@ -170,7 +170,7 @@ def level_statistics(
 
 
 def _gate_sums(gates: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Sums over rows: weights and arg-max counts [gates, experts], entropies [gates], cosines [gates, gates]."""
+    """Sum over rows: weights and arg-max counts [gates, experts], entropies [gates], cosines [gates, gates]."""
     gates = gates.astype(np.float64)
     is_largest = gates.argmax(axis=2)[:, :, np.newaxis] == np.arange(gates.shape[2])  # [gates, rows, experts]
     entropy = -np.sum(gates * np.log(np.where(gates > 0, gates, 1.0)), axis=(1, 2))  # 0 ln 0 counts as 0
@@ -180,7 +180,7 @@ def _gate_sums(gates: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _linear_cka(experts: np.ndarray, rows: int, comm: Collectives) -> np.ndarray:
-    """Computes the linear centered kernel alignment of each pair of experts, [experts, experts].
+    """Compute the linear centered kernel alignment of each pair of experts, [experts, experts].
 
     CKA(X, Y) = |Y'X|^2 / (|X'X| |Y'Y|), with Frobenius norms and the columns of X and Y centered: 1 for outputs that
     are equal up to rotation, scale and shift (Kornblith et al., "Similarity of Neural Network Representations
@@ -202,7 +202,7 @@ def _linear_cka(experts: np.ndarray, rows: int, comm: Collectives) -> np.ndarray
 
 
 def _constant_share(experts: np.ndarray, comm: Collectives) -> np.ndarray:
-    """Returns the share of each expert's units that are constant over the rows of all workers, [experts]."""
+    """Return the share of each expert's units that are constant over the rows of all workers, [experts]."""
     count, local_rows, units = experts.shape
     extremes = np.zeros((0, 2, count, units), experts.dtype)  # a worker without rows contributes an empty array
     if local_rows:
@@ -214,7 +214,7 @@ def _constant_share(experts: np.ndarray, comm: Collectives) -> np.ndarray:
 
 
 def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
-    """Returns the names of a level's gates.
+    """Return the names of a level's gates.
 
     They are the tasks' names, or "all" for a single gate of all tasks. The gate of the shared experts of the next level
     is "shared", with underscores appended if a task has that name.
@@ -228,7 +228,7 @@ def gate_names(tasks: Sequence[str], gates: int) -> list[str]:
 
 
 def log_values(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> dict[str, float]:
-    """Returns the values of all levels by log key (see `trainer.logging.gate_records`).
+    """Return the values of all levels by log key (see `trainer.logging.gate_records`).
 
     Experts that a gate may not read have no key. With more than MAX_PAIRED gates or experts, only the pair of each one
     and the one most similar to it is logged.
@@ -251,7 +251,7 @@ def log_values(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> dict[
 
 
 def _logged_pairs(similarity: np.ndarray) -> list[tuple[int, int]]:
-    """Returns the pairs to log of a [members, members] similarity: all, or each of many with its most similar one."""
+    """Return the pairs to log of a [members, members] similarity: all, or each of many with its most similar one."""
     count = len(similarity)
     if count <= MAX_PAIRED:
         return [(a, b) for a in range(count) for b in range(a + 1, count)]
@@ -266,7 +266,7 @@ def _level_part(index: int, levels: int) -> str:
 
 
 def find_warnings(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> dict[tuple[str | int, ...], str]:
-    """Returns the warnings about all levels: what was found -> message."""
+    """Return the warnings about all levels: what was found -> message."""
     found: dict[tuple[str | int, ...], str] = {}
     for number, level in enumerate(levels, start=1):
         if level.rows < MIN_ROWS:
@@ -285,7 +285,7 @@ def find_warnings(tasks: Sequence[str], levels: Sequence[LevelStatistics]) -> di
 
 
 def _collapsed_gates(level: LevelStatistics, tasks: Sequence[str], of_level: str) -> Iterator[tuple[int, str]]:
-    """Yields (gate, message) for each gate that relies on a single expert.
+    """Yield (gate, message) for each gate that relies on a single expert.
 
     An expert that leads in nearly all rows is a collapse only if it leads by far: in a nearly uniform gate, one expert
     may be slightly ahead in every row.
@@ -306,7 +306,7 @@ def _collapsed_gates(level: LevelStatistics, tasks: Sequence[str], of_level: str
 
 
 def _coincident_experts(level: LevelStatistics, of_level: str) -> str:
-    """Returns a message about experts whose outputs coincide, empty if there are none."""
+    """Return a message about experts whose outputs coincide, empty if there are none."""
     pairs = np.argwhere(np.triu(level.expert_similarity, k=1) >= COINCIDENT) + 1
     if not len(pairs):
         return ""

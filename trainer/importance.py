@@ -69,7 +69,7 @@ class InputFeature(NamedTuple):
 
 
 def input_features(layout: InputSchema) -> list[InputFeature]:
-    """Returns the features of a layout: categorical ones by id columns, sequences, vectors, numerical ones."""
+    """Return the features of a layout: categorical ones by id columns, sequences, vectors, numerical ones."""
     of_numbers = {feature.name: column for column, feature in enumerate(layout.weighted)}
     of_numbers |= {name: column for column, name in enumerate(layout.sequence_numbers, start=len(of_numbers))}
     found = []
@@ -89,7 +89,7 @@ def input_features(layout: InputSchema) -> list[InputFeature]:
 
 
 def choose_rows(rows: int, most: int, seed: int) -> np.ndarray:
-    """Returns the rows of the mapping to measure on: all, or `most` of them at random, ascending [rows] int64."""
+    """Return the rows of the mapping to measure on: all, or `most` of them at random, ascending [rows] int64."""
     if rows <= most:
         return np.arange(rows)
     random = np.random.default_rng(seed_of(seed, "importance/rows"))
@@ -97,17 +97,17 @@ def choose_rows(rows: int, most: int, seed: int) -> np.ndarray:
 
 
 def permutation_of(feature: str, rows: int, seed: int) -> np.ndarray:
-    """Returns for each row of the sample the row whose values of the feature it gets, [rows] int64."""
+    """Return for each row of the sample the row whose values of the feature it gets, [rows] int64."""
     return np.random.default_rng(seed_of(seed, f"importance/feature/{feature}")).permutation(rows)
 
 
 def blocks_of(rows: int, seed: int) -> np.ndarray:
-    """Returns the block of each row of the sample, [rows] int64: random blocks whose sizes differ by at most one."""
+    """Return the block of each row of the sample, [rows] int64: random blocks whose sizes differ by at most one."""
     return np.random.default_rng(seed_of(seed, "importance/blocks")).permutation(rows) % BLOCKS
 
 
 def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch: Callable[[], None]) -> Sample:
-    """Reads the mapping once and gives all workers its chosen rows. A collective.
+    """Read the mapping once and give all workers its chosen rows. A collective.
 
     Args:
         loader: loader of the mapping, unshuffled.
@@ -142,7 +142,7 @@ def draw_sample(loader: ParquetLoader, chosen: np.ndarray, comm: Comm, on_batch:
 
 
 def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
-    """Returns the chosen rows of an unshuffled batch, whose rows follow one another."""
+    """Return the chosen rows of an unshuffled batch, whose rows follow one another."""
     first, rows = int(batch.rows[0]), int((batch.rows >= 0).sum())  # padding is at the end
     low, high = np.searchsorted(chosen, [first, first + rows]) if rows else (0, 0)
     picked = chosen[low:high] - first
@@ -152,14 +152,14 @@ def _chosen_part(batch: Batch, chosen: np.ndarray) -> Sample:
 
 
 def _columns(sample: Sample) -> list[np.ndarray]:
-    """Returns the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
+    """Return the columns of a sample with the lengths of its lists, [rows, width] int32 or float32 each."""
     onehot, lists, number_lists = sample.ids
     floats = [sample.numerical, sample.vectors, sample.labels, sample.weights[:, np.newaxis]]
     return [onehot, lists.lengths, number_lists.lengths, *floats]
 
 
 def _packed(sample: Sample) -> np.ndarray:
-    """Returns the bits of all columns side by side, [rows, width] int32."""
+    """Return the bits of all columns side by side, [rows, width] int32."""
     return np.concatenate([np.ascontiguousarray(column).view(np.int32) for column in _columns(sample)], axis=1)
 
 
@@ -185,7 +185,7 @@ class SampleModel:
         self._forward = Forward(model, self._batch_rows, xla=xla)
 
     def logits(self, feature: InputFeature | None = None, order: np.ndarray | None = None) -> np.ndarray:
-        """Returns the logits of all rows, [rows, outputs] float32, on every worker. A collective.
+        """Return the logits of all rows, [rows, outputs] float32, on every worker. A collective.
 
         Args:
             feature: feature to permute; None for the intact rows.
@@ -209,7 +209,7 @@ class SampleModel:
         return logits
 
     def _batches(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields the rows of this worker's batches, [batch] int64, and how many of them are not padding."""
+        """Yield the rows of this worker's batches, [batch] int64, and how many of them are not padding."""
         total, size = len(self._sample.weights), self._batch_rows
         per_worker = batches_per_pass(total, self._comm.size)
         for number in range(self._comm.rank * per_worker, (self._comm.rank + 1) * per_worker):
@@ -218,7 +218,7 @@ class SampleModel:
             yield np.minimum(np.arange(start, start + size), total - 1), min(max(total - start, 0), size)
 
     def _inputs(self, own: np.ndarray, feature: InputFeature | None, order: np.ndarray | None) -> tuple:
-        """Returns what the forward pass takes for the given rows, [batch] int64."""
+        """Return what the forward pass takes for the given rows, [batch] int64."""
         sample, (_, lists, number_lists) = self._sample, self._sample.ids
         onehot, numerical, vectors = sample.ids.onehot[own], sample.numerical[own], sample.vectors[own]
         rows_of_lists, rows_of_numbers = (
@@ -238,13 +238,13 @@ class SampleModel:
 
 
 def batches_per_pass(rows: int, workers: int) -> int:
-    """Returns how many batches each worker computes for the logits of a sample of so many rows."""
+    """Return how many batches each worker computes for the logits of a sample of so many rows."""
     batches = -(-rows // min(BATCH_ROWS, rows))
     return -(-batches // workers)
 
 
 def measured_metrics(task: Task) -> list[type[Metric]]:
-    """Returns the metrics that are reported for a task: its ranking metric, then its loss.
+    """Return the metrics that are reported for a task: its ranking metric, then its loss.
 
     The ranking metric is the ROC AUC or, for a task without it, the one that stands out most in an evaluation.
     """
@@ -256,7 +256,7 @@ def measured_metrics(task: Task) -> list[type[Metric]]:
 def measure_importance(
     logits_of: SampleModel, sample: Sample, tasks: Sequence[Task], layout: InputSchema, seed: int
 ) -> tuple[list[TaskImportance], list[str]]:
-    """Permutes one feature after the other and measures all tasks. A collective.
+    """Permute one feature after the other and measure all tasks. A collective.
 
     The standard error of a change is that of the mean over independent blocks (Wolter, "Introduction to Variance
     Estimation", 2007, chapter 2, random groups): with the change d_b within each of B random blocks of rows,
@@ -291,7 +291,7 @@ def measure_importance(
 def block_metrics(
     logits: np.ndarray, sample: Sample, tasks: Sequence[Task], blocks: np.ndarray
 ) -> list[dict[str, np.ndarray]]:
-    """Computes the measured metrics of each task over all rows, and over the rows of each block.
+    """Compute the measured metrics of each task over all rows, and over the rows of each block.
 
     Args:
         logits: [rows, outputs] float32.
@@ -320,7 +320,7 @@ def block_metrics(
 def _task_importance(
     task: Task, intact: dict[str, np.ndarray], changes: dict[str, dict[str, np.ndarray]]
 ) -> TaskImportance:
-    """Returns the sorted effects on a task from its metrics and their changes by feature, [1 + BLOCKS] each."""
+    """Return the sorted effects on a task from its metrics and their changes by feature, [1 + BLOCKS] each."""
     ranking = measured_metrics(task)[0]
     sign = 1 if ranking.direction is Direction.LARGER else -1
 
@@ -337,7 +337,7 @@ def _task_importance(
 
 
 def _effect(changes: np.ndarray) -> Effect:
-    """Returns the effect from the change over all rows and in each block, [1 + BLOCKS]."""
+    """Return the effect from the change over all rows and in each block, [1 + BLOCKS]."""
     known = changes[1:][np.isfinite(changes[1:])]
     error = float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else math.nan
     return Effect(_or_none(float(changes[0])), _or_none(error))

@@ -82,7 +82,7 @@ class Importance:
 
 
 def write_importance(importance: Importance, path: Path) -> None:
-    """Writes the file atomically.
+    """Write the file atomically.
 
     Raises:
         OSError: if the file cannot be written.
@@ -91,7 +91,7 @@ def write_importance(importance: Importance, path: Path) -> None:
 
 
 def read_importance(path: Path) -> Importance:
-    """Reads the file.
+    """Read the file.
 
     Raises:
         DataError: if it is missing, cannot be read or has another content.
@@ -110,7 +110,7 @@ def read_importance(path: Path) -> Importance:
 
 
 def _check_metrics(importance: Importance) -> None:
-    """Raises a ValueError unless every task has metrics, and an effect on each of them for every feature."""
+    """Raise a ValueError unless every task has metrics, and an effect on each of them for every feature."""
     for task in importance.tasks:
         if not task.intact or any(feature.effects.keys() != task.intact.keys() for feature in task.features):
             raise ValueError(f"the effects on task {task.task!r} are not those of its metrics")
@@ -119,7 +119,7 @@ def _check_metrics(importance: Importance) -> None:
 
 
 def is_importance(path: Path) -> bool:
-    """Returns whether a file was written by `write_importance`."""
+    """Return whether a file was written by `write_importance`."""
     try:
         read_importance(path)
     except DataError:

@@ -98,7 +98,7 @@ class Inputs:
     memory: MemoryNeeded | None = None
 
     def size(self, config: Options) -> RunSize:
-        """Returns what the memory of the run depends on."""
+        """Return what the memory of the run depends on."""
         training, evaluation = (None if own is None else own.size for own in (self.training, self.evaluation))
         score = Score.of(self.spec)
         return RunSize(

@@ -235,7 +235,7 @@ class InputSchema:
         return self._with(names - self.candidates), self._with(names & self.candidates)
 
     def _with(self, names: Collection[str]) -> "InputSchema":
-        """Returns the layout of some of the inputs."""
+        """Return the layout of some of the inputs."""
         categorical, start = list[CategoricalInput](), 0
         for feature in self.categorical:
             if feature.name in names:
@@ -277,7 +277,7 @@ class InputSchema:
         return columns | {vector.name: columns[vector.of] for vector in self.pretrained}
 
     def named(self, name: str) -> CategoricalInput:
-        """Returns the categorical feature of this name."""
+        """Return the categorical feature of this name."""
         return next(feature for feature in self.categorical if feature.name == name)
 
     @property
@@ -372,7 +372,7 @@ class InputSchema:
         return {tables_of([feature])[0]: own.dtype for feature, own in frozen}
 
     def wide_tables(self, outputs: int) -> tuple[Table, ...]:
-        """Returns the tables of a wide part with so many outputs: one per feature; none for 0 outputs."""
+        """Return the tables of a wide part with so many outputs: one per feature; none for 0 outputs."""
         if not outputs:
             return ()
         return tuple(Table(feature.name, feature.cardinality, outputs, feature.hotness) for feature in self.wide)
@@ -383,23 +383,23 @@ class InputSchema:
         return self.categorical[-1].stop if self.categorical else 0
 
     def padded(self, ids: Ids) -> np.ndarray:
-        """Returns the matrix of ids that a model is called with, [rows, id columns] int32, with lists padded."""
+        """Return the matrix of ids that a model is called with, [rows, id columns] int32, with lists padded."""
         widths = [feature.hotness for feature in self.categorical if feature.multihot]
         return np.concatenate([ids.onehot, ids.id_lists.padded(widths, PAD)], axis=1)
 
     def padded_weights(self, ids: Ids) -> np.ndarray:
-        """Returns the matrix of weights that a model is called with, [rows, weight columns] float32; 0 for padding."""
+        """Return the matrix of weights that a model is called with, [rows, weight columns] float32; 0 for padding."""
         widths = [feature.hotness for feature in self.weighted]
         return ids.number_lists.select(range(len(widths))).padded(widths, 0).astype(np.float32)
 
     def padded_numbers(self, ids: Ids) -> np.ndarray:
-        """Returns the matrix of numbers that a model is called with, [rows, number columns] float32; 0 for padding."""
+        """Return the matrix of numbers that a model is called with, [rows, number columns] float32; 0 for padding."""
         columns = range(len(self.weighted), len(self.weighted) + len(self.sequence_numbers))
         widths = [place.stop - place.start for place in self.sequence_numbers.values()]
         return ids.number_lists.select(columns).padded(widths, 0).astype(np.float32)
 
     def model_inputs(self, ids: Ids, numerical: np.ndarray, vectors: np.ndarray) -> ModelInputs:
-        """Returns the matrices that a model is called with for some rows.
+        """Return the matrices that a model is called with for some rows.
 
         Args:
             ids: ids of the rows.
@@ -409,7 +409,7 @@ class InputSchema:
         return ModelInputs(self.padded(ids), numerical, self.padded_weights(ids), self.padded_numbers(ids), vectors)
 
     def steps(self, ids: Ids) -> tuple[SequenceSteps, ...]:
-        """Returns the steps of each sequence, which training and evaluation pass to the model."""
+        """Return the steps of each sequence, which training and evaluation pass to the model."""
         found, column = [], len(self.weighted)
         for sequence in self.sequences:
             lengths = ids.id_lists.lengths[:, self.columns[sequence.features[0]]]
@@ -424,7 +424,7 @@ class InputSchema:
         return tuple(found)
 
     def row_values(self, batch: Batch) -> RowValues:
-        """Returns what training and evaluation pass to the model for a batch, besides what its ids look up."""
+        """Return what training and evaluation pass to the model for a batch, besides what its ids look up."""
         only = training_only_of(batch.training_only)
         return RowValues(batch.numerical, self.steps(batch.ids), batch.vectors, only)
 

@@ -74,7 +74,7 @@ class MemoryNeeded:
         return sum(part.bytes for part in self.parts)
 
     def where(self, *, on_device: bool) -> "MemoryNeeded":
-        """Returns the parts that are on a GPU, or those that are not."""
+        """Return the parts that are on a GPU, or those that are not."""
         return MemoryNeeded(
             tuple(part for part in self.parts if part.on_device == on_device),
             tuple(table for table in self.tables if table.on_host != on_device),

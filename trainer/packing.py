@@ -77,14 +77,14 @@ class _Item:
         return self.words is not None and self.words % BLOCK_WORDS == 0
 
     def check(self, array: np.ndarray) -> None:
-        """Raises a ValueError if an array has another dtype or shape."""
+        """Raise a ValueError if an array has another dtype or shape."""
         rows = array.shape[:1] if self.rows is None else (self.rows,)
         if array.dtype != self.dtype or array.shape != rows + self.row_shape:
             expected = f"{self.dtype} {(self.rows, *self.row_shape)}"
             raise ValueError(f"array {self.place} of a batch has to be {expected}, got {array.dtype} {array.shape}")
 
     def tensor(self, words: tf.Tensor, rows: tf.Tensor | int | None) -> tf.Tensor:
-        """Returns the tensor that consists of some words; `rows` is the size of its first axis."""
+        """Return the tensor that consists of some words; `rows` is the size of its first axis."""
         # A size that the words tell costs no operation.
         shape = [-1 if self.rows is None and self.words_per_row else rows, *self.row_shape]
         if self.dtype == np.int64:
@@ -119,7 +119,7 @@ class Packing:
         self.signature = Packed(tf.TensorSpec([None], tf.float32), tf.TensorSpec([counts], tf.int32))
 
     def pack(self, arrays: Any) -> Packed:
-        """Copies arrays into a new buffer, and this to the device. May run in any thread, ahead of the graph.
+        """Copy arrays into a new buffer, and this to the device. May run in any thread, ahead of the graph.
 
         Args:
             arrays: NumPy arrays of the types and in the structure of `specs`.
@@ -140,7 +140,7 @@ class Packing:
         return Packed(_on_device(buffer), tf.convert_to_tensor(counts))
 
     def unpack(self, packed: Packed) -> Any:
-        """Returns the tensors of packed arrays in the structure of `specs`, with all sizes that are known there."""
+        """Return the tensors of packed arrays in the structure of `specs`, with all sizes that are known there."""
         lengths, *on_host = tf.split(packed.counts, [len(self._loose) + 1, *self._host_sizes])
         sizes = [item.words for item in self._whole]
         *whole, rest = tf.split(packed.words, [*sizes, -1]) if sizes else [packed.words]
@@ -164,7 +164,7 @@ class _Buffers:
         self._free: deque[np.ndarray] = deque()
 
     def take(self, words: int) -> np.ndarray:
-        """Returns an array [words] float32, aligned for TensorFlow, with undefined contents."""
+        """Return an array [words] float32, aligned for TensorFlow, with undefined contents."""
         try:
             memory = self._free.pop()
         except IndexError:

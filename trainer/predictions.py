@@ -142,7 +142,7 @@ class PredictionWriter:
     def add(
         self, rows: np.ndarray, labels: np.ndarray, logits: np.ndarray, numerical: np.ndarray | None = None
     ) -> None:
-        """Adds rows of the dataset, without padding rows.
+        """Add rows of the dataset, without padding rows.
 
         Args:
             rows: positions of the rows, [batch] int; all calls together must give one contiguous range.
@@ -164,7 +164,7 @@ class PredictionWriter:
         self._values.append(np.concatenate([labels, logits, *numbers], axis=1, dtype=np.float32))
 
     def write(self, comm: Collectives) -> None:
-        """Writes the file on rank 0. A collective.
+        """Write the file on rank 0. A collective.
 
         The file appears under its name once it is complete. Rows are gathered in blocks, so no worker ever holds much
         more than its own.
@@ -217,7 +217,7 @@ class PredictionWriter:
         return pq.ParquetWriter(file, self._schema(), write_page_checksum=True)
 
     def _blocks(self, counts: Sequence[int], comm: Collectives) -> Iterator[np.ndarray]:
-        """Yields all workers' values in dataset order on every worker, at most _BLOCK_ROWS rows at a time."""
+        """Yield all workers' values in dataset order on every worker, at most _BLOCK_ROWS rows at a time."""
         for source, count in enumerate(counts):
             for start in range(0, count, _BLOCK_ROWS):
                 mine = slice(start, start + _BLOCK_ROWS) if comm.rank == source else slice(0)
@@ -235,7 +235,7 @@ class PredictionWriter:
         return pa.schema([*fields, *self._kept_fields])
 
     def _columns(self, first_row: int, values: np.ndarray) -> list[pa.Array]:
-        """Returns positions, labels, predictions and scores of a block of values."""
+        """Return positions, labels, predictions and scores of a block of values."""
         labels, logits, numbers = np.split(values, self._ends, axis=1)
         found = predicted(self._tasks, self._score, logits, numbers)
         columns = [pa.array(np.arange(first_row, first_row + len(values)))]

@@ -37,7 +37,7 @@ RAW_COLUMN = "raw_"
 
 
 def check_raw(config: Options) -> None:
-    """Checks, before files are encoded, that they exist, that the model can encode them, and what is written.
+    """Check, before files are encoded, that they exist, that the model can encode them, and what is written.
 
     Raises:
         DataError: a file does not exist, the predictions file cannot be written, or the model's dataset came without
@@ -53,7 +53,7 @@ def check_raw(config: Options) -> None:
 
 
 def _find_workflow(config: Options) -> Path:
-    """Returns the folder of the model's fitted workflow. Raises as `check_raw` does."""
+    """Return the folder of the model's fitted workflow. Raise as `check_raw` does."""
     folder = config.data.model_dir / MODEL_FOLDER
     refresh_model(folder)
     try:
@@ -73,7 +73,7 @@ def _find_workflow(config: Options) -> Path:
 
 @contextmanager
 def encoded_rows(config: Options) -> Iterator[Path]:
-    """Encodes the files of --raw and yields the folder of the result, which is removed at the end.
+    """Encode the files of --raw and yield the folder of the result, which is removed at the end.
 
     The folder holds the dataset and the model's specification and embedding sizes: all that other workers read.
 
@@ -94,7 +94,7 @@ def encoded_rows(config: Options) -> Iterator[Path]:
 
 @contextmanager
 def _scratch_folder(results: Path) -> Iterator[Path]:
-    """Yields a temporary folder in --results_dir, after removing those of killed runs: nobody holds their locks."""
+    """Yield a temporary folder in --results_dir, after removing those of killed runs: nobody holds their locks."""
     for old in filter(is_draft, results.glob(f".{SCRATCH}-*{UNFINISHED}")):
         if (lock := lock_folder(old)) is not None:
             remove_draft(old)
@@ -109,7 +109,7 @@ def _scratch_folder(results: Path) -> Iterator[Path]:
 
 
 def encode_for_all(config: Options, comm: "Comm", resources: ExitStack) -> Options:
-    """Encodes the files of --raw on rank 0 while the other workers wait. A collective.
+    """Encode the files of --raw on rank 0 while the other workers wait. A collective.
 
     Args:
         config: the resolved configuration.
@@ -144,7 +144,7 @@ def encode_for_all(config: Options, comm: "Comm", resources: ExitStack) -> Optio
 
 
 def on_encoded(config: Options, folder: Path) -> Options:
-    """Returns the configuration of a run that predicts the rows of `encoded_rows`."""
+    """Return the configuration of a run that predicts the rows of `encoded_rows`."""
     data = replace(
         config.data,
         dataset_path=folder / DATASET,
@@ -156,7 +156,7 @@ def on_encoded(config: Options, folder: Path) -> Options:
 
 
 def read_spec(folder: Path, *, allow_outside_paths: bool) -> FeatureSpec:
-    """Returns the model's specification with the encoded rows as its only files.
+    """Return the model's specification with the encoded rows as its only files.
 
     The workflow may know more features than the model, whose specification can have been edited before training.
 
@@ -188,7 +188,7 @@ def read_spec(folder: Path, *, allow_outside_paths: bool) -> FeatureSpec:
 
 
 def stored_name(column: str, held: list[str]) -> str:
-    """Returns the name under which the encoded dataset holds a raw column of --keep.
+    """Return the name under which the encoded dataset holds a raw column of --keep.
 
     Args:
         column: name of the raw column.

@@ -60,17 +60,17 @@ class Results:
             self.log.metadata(metric, {"unit": unit})
 
     def say(self, text: str) -> None:
-        """Prints a line on rank 0."""
+        """Print a line on rank 0."""
         if self._is_first:
             print(text, flush=True)
 
     def profiler(self) -> StepProfiler:
-        """Returns a profiler of the steps in --profile_steps, which traces on rank 0 only."""
+        """Return a profiler of the steps in --profile_steps, which traces on rank 0 only."""
         steps = self._run.profiled_steps if self._is_first else range(0)
         return StepProfiler(steps, self._run.tensorboard_dir or self._data.results_dir, self.say)
 
     def conclude(self, metrics: dict[str, float]) -> None:
-        """Writes the final metrics to the log and to the metrics file.
+        """Write the final metrics to the log and to the metrics file.
 
         Raises:
             OSError: if they cannot be written. A full disk raises only if the run trains nothing, as metrics are then
@@ -81,7 +81,7 @@ class Results:
             self._write_json(METRICS, to_plain(metrics), is_product=not self._run.trains)
 
     def record_slices(self, step: Step, slices: Sequence[SliceResult]) -> None:
-        """Writes the metrics of the slices of an evaluation to the log, and as a table that replaces the last one.
+        """Write the metrics of the slices of an evaluation to the log, and as a table that replaces the last one.
 
         Args:
             step: step of the log record.

@@ -14,12 +14,12 @@ ERROR_SUFFIX = "_se"
 
 
 def as_records(slices: Sequence[SliceResult]) -> list[dict[str, Any]]:
-    """Converts slices to their log format: one record per column, value and task, with the fields of SliceResult."""
+    """Convert slices to their log format: one record per column, value and task, with the fields of SliceResult."""
     return [one._asdict() for one in slices]
 
 
 def as_csv(slices: Sequence[SliceResult]) -> str:
-    """Formats slices as a CSV table with a header.
+    """Format slices as a CSV table with a header.
 
     It has one line per column, value and task, with SLICE_COLUMNS, then each metric followed by its standard error,
     under the metric's name and ERROR_SUFFIX. Numbers read back equal; undefined ones are empty.

@@ -71,7 +71,7 @@ def step_input(
 
 
 def _group_numbers(batch: Batch) -> np.ndarray:
-    """Number the runs of rows of the same group, [batch] int64; every padding row is a group of its own."""
+    """Return the number of each row's group, [batch] int64: groups are runs of rows, every padding row is its own."""
     group = np.asarray(batch.group)
     begins = (np.diff(group, prepend=group[:1]) != 0) | (batch.rows == PAD)
     return np.cumsum(begins, dtype=np.int64) - begins[:1]
@@ -141,7 +141,7 @@ class RunningLosses:
         self.is_finite = tf.Variable(True, trainable=False)
 
     def set(self, sums: Sequence[float] = ()) -> None:
-        """Sets each task's sum of losses, at the beginning of an epoch or the resumed position in it.
+        """Set each task's sum of losses, at the beginning of an epoch or the resumed position in it.
 
         Args:
             sums: one number per task; empty for zeros.
@@ -149,11 +149,11 @@ class RunningLosses:
         self._sums.assign(list(sums) or tf.zeros_like(self._sums))
 
     def read(self) -> tuple[np.ndarray, bool]:
-        """Waits for the last step that was started; returns the sums of the losses [tasks] float64, and `is_finite`."""
+        """Wait for the last step that was started; return the sums of the losses [tasks] float64, and `is_finite`."""
         return self._sums.numpy(), bool(self.is_finite.numpy())
 
     def add(self, losses: tf.Tensor, is_finite: tf.Tensor) -> None:
-        """Adds a step's losses [tasks] float32; `is_finite` is a scalar bool. For use inside tf.function."""
+        """Add a step's losses [tasks] float32; `is_finite` is a scalar bool. For use inside tf.function."""
         self._sums.assign_add(tf.cast(losses, tf.float64))
         self.is_finite.assign(self.is_finite & is_finite)
 
@@ -223,7 +223,7 @@ class TrainStep:
         self.run = tf.function(self._run, input_signature=signature, autograph=False)
 
     def _run(self, packed: Packed, step: tf.Tensor, control_flags: tf.Tensor) -> StepResult:
-        """Trains on one batch. A collective.
+        """Train on one batch. A collective.
 
         Args:
             packed: this worker's rows.
@@ -244,16 +244,16 @@ class TrainStep:
         return StepResult(gradients.losses, control_flags, waited + exchanged)
 
     def __call__(self, batch: Packed, step: tf.Tensor) -> tf.Tensor:
-        """Calls `run` without control flags and returns the losses, [tasks] float32."""
+        """Call `run` without control flags and return the losses, [tasks] float32."""
         return self.run(batch, step, tf.zeros(1)).losses
 
     def forget_cached(self) -> None:
-        """Drops the device's copies of tables in host memory, which are about to be overwritten."""
+        """Drop the device's copies of tables in host memory, which are about to be overwritten."""
         for table in self._on_host.values():
             table.forget()
 
     def _start(self, inputs: tuple[Packed, tf.Tensor]) -> tuple[StepInput[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Unpacks a batch, and sums its row counts, and control flags, over the workers. A collective."""
+        """Unpack a batch, and sum its row counts, and control flags, over the workers. A collective."""
         packed, control_flags = inputs
         # After the clock has started, which must not wait for operations of a GPU.
         batch: StepInput[tf.Tensor] = self.packing.unpack(packed)
@@ -261,12 +261,12 @@ class TrainStep:
         return batch, row_counts, control_flags
 
     def row_counts(self, batch: StepInput[tf.Tensor]) -> tf.Tensor:
-        """Returns the weight of this worker's rows that count for each task, then that of all, [tasks + 1] float32."""
+        """Return the weight of this worker's rows that count for each task, then that of all, [tasks + 1] float32."""
         per_task = tf.reduce_sum(row_weights(self._labels(batch), batch.weights), axis=0)  # [tasks]
         return tf.concat([per_task, [tf.reduce_sum(batch.weights)]], axis=0)
 
     def forward_backward(self, batch: StepInput[tf.Tensor], step: tf.Tensor, row_counts: tf.Tensor) -> Gradients:
-        """Computes losses and gradients of this worker's rows. A collective if tables are sharded.
+        """Compute losses and gradients of this worker's rows. A collective if tables are sharded.
 
         Args:
             batch: this worker's rows.
@@ -302,7 +302,7 @@ class TrainStep:
         factors: tf.Tensor,
         scale: tf.Tensor,
     ) -> tuple[Gradients, Pooled]:
-        """Differentiates the loss with respect to dense weights and embeddings: the part that XLA may compile.
+        """Differentiate the loss with respect to dense weights and embeddings: the part that XLA may compile.
 
         Returns:
             The gradients of the dense weights, and those of the embeddings.
@@ -338,23 +338,23 @@ class TrainStep:
         return gradients, of_pooled
 
     def _logits(self, pooled: Pooled, batch: StepInput[tf.Tensor], context: StepContext) -> tf.Tensor:
-        """Returns the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
+        """Return the logits of the loss: joint instead of conditional ones if the model trains joint probabilities."""
         logits = self.model.logits(pooled, batch.values, context)
         return joint_logits(logits, self.model.tasks) if self.model.trains_joint_probabilities else logits
 
     def _labels(self, batch: StepInput[tf.Tensor]) -> tf.Tensor:
-        """Returns the labels of the events that `_logits` predicts, [batch, tasks] float32."""
+        """Return the labels of the events that `_logits` predicts, [batch, tasks] float32."""
         return joint_labels(batch.labels, self.model.tasks) if self.model.trains_joint_probabilities else batch.labels
 
     def _losses(self, logits: tf.Tensor, batch: StepInput[tf.Tensor], totals: tf.Tensor) -> tf.Tensor:
-        """Returns this worker's shares of the tasks' mean losses over the global batch, [tasks] float32."""
+        """Return this worker's shares of the tasks' mean losses over the global batch, [tasks] float32."""
         labels = self._labels(batch)
         counts = row_weights(labels, batch.weights)
         groups = [tf.cast(own, tf.int32) for own in batch.groups]
         return task_losses(logits, labels, counts, totals, self.model.tasks, *groups)
 
     def exchange(self, gradients: Gradients) -> Gradients:
-        """Sums losses and gradients over the workers. A collective."""
+        """Sum losses and gradients over the workers. A collective."""
         sparse = {name: own for name, own in gradients.by_name.items() if isinstance(own, tf.IndexedSlices)}
         dense = {name: own for name, own in gradients.by_name.items() if name not in sparse}
         # Separate groups: losses stay float32, dense gradients may be float16, and rows are sent instead of summed.
@@ -365,7 +365,7 @@ class TrainStep:
         return gradients._replace(losses=losses, by_name=by_name, per_task=per_task)
 
     def update(self, gradients: Gradients, step: tf.Tensor) -> None:
-        """Applies summed gradients, unless a loss or a gradient of this step is not finite.
+        """Apply summed gradients, unless a loss or a gradient of this step is not finite.
 
         From the first non-finite loss or gradient on, no step applies an update, so that the weights stay those of the
         last good step until the host reads `running_losses`. Under a dynamic loss scale, a non-finite gradient only
@@ -397,7 +397,7 @@ class TrainStep:
         return tf.constant(True)  # a branch of tf.cond has to return a tensor
 
     def _norm(self, gradients: Mapping[str, Gradient]) -> tf.Tensor:
-        """Returns the Euclidean norm of all summed gradients together. A collective if tables are sharded."""
+        """Return the Euclidean norm of all summed gradients together. A collective if tables are sharded."""
         squares = {
             name: tf.reduce_sum(tf.square(own.values if isinstance(own, tf.IndexedSlices) else own))
             for name, own in gradients.items()
@@ -410,7 +410,7 @@ class TrainStep:
         return tf.sqrt(tf.add_n(whole))
 
     def _combined(self, gradients: Gradients, step: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the gradients, by weight name, that the loss weighting substitutes for those of shared weights."""
+        """Return the gradients, by weight name, that the loss weighting substitutes for those of shared weights."""
         if not gradients.per_task:
             return {}
         combined = self.weighting.combine(gradients.per_task[0], gradients.losses, step)

@@ -80,7 +80,7 @@ class StepMemory:
         self._kept = [values * size for values, size in kept_values(run, _unit_bytes(run.options, on_gpu=on_gpu))]
 
     def activations(self) -> int:
-        """What the backward pass needs of the forward pass, or the widest layers of a pass without gradients."""
+        """Return the bytes that the backward pass needs of the forward pass, or of a forward pass's widest layers."""
         model, layout = self._run.options.model, self._run.layout
         of_training = self.training.batch_rows * sum(self._kept) if self.training else 0
         forward = _FLOAT * model.input_width(layout) + sum(sorted(self._kept)[-2:])  # a layer's input and output
@@ -88,14 +88,14 @@ class StepMemory:
         return int(max(of_training, of_evaluation))
 
     def gradients(self) -> int:
-        """What the gradients of activations, embeddings and table rows take at most besides the activations."""
+        """Return the bytes that gradients of activations, embeddings and rows take at most besides the activations."""
         if self.training is None:
             return 0
         # The activations are freed by the time that gradients get to the tables, and their memory is used again.
         return int(max(self._in_pass(self.training), self._in_tables(self.training) - self.activations()))
 
     def dense_copies(self) -> int:
-        """How many arrays of the size of the dense weights a step makes: their gradients, new values and slots."""
+        """Return how many arrays of the size of the dense weights a step makes: gradients, new values and slots."""
         options = self._run.options
         if self.training is None:
             return 0
@@ -105,13 +105,13 @@ class StepMemory:
         return copies + 2 * per_task * len(self._run.tasks)
 
     def _in_pass(self, size: LoaderSize) -> float:
-        """The gradients that exist at once in the backward pass: of a layer's output, and of its product or input."""
+        """Return the bytes of the gradients that exist at once: of a layer's output, and of its product or input."""
         options, layout = self._run.options.model, self._run.layout
         of_sequences = [_FLOAT * _gradient_values(options, layout, sequence) for sequence in layout.sequences]
         return size.batch_rows * max([2 * max(self._kept), *of_sequences])
 
     def _in_tables(self, size: LoaderSize) -> float:
-        """What the gradients of rows take while they are summed over a batch, exchanged, and used in an update."""
+        """Return the bytes that gradients of rows take while they are summed, exchanged, and used in an update."""
         layout, rows = self._run.layout, self._row_gradients(size)
         # Those of pooled embeddings, whole and cut into groups, and those of each id.
         pooled = _FLOAT * (2 * _pooled_values(layout) + sum(own.width * ids for own, ids in _ids(self._run, size)))
@@ -124,14 +124,14 @@ class StepMemory:
         return max(in_sum, in_update, in_exchange)
 
     def _row_gradients(self, size: LoaderSize) -> float:
-        """The gradients of the distinct rows that a batch looks up, with the wide weights of their ids."""
+        """Return the bytes of the gradients of a batch's distinct rows, with the wide weights of their ids."""
         layout = self._run.layout
         outputs = self._run.outputs if self._run.options.model.has_wide_part else 0
         tables = (*layout.tables, *layout.wide_tables(outputs))
         return sum(_FLOAT * table.width * _distinct(layout, size, table) for table in tables)
 
     def packed_bytes(self, size: LoaderSize) -> int:
-        """A batch as a step takes it (see `Lookups` and `StepInput`)."""
+        """Return the bytes of a batch as a step takes it (see `Lookups` and `StepInput`)."""
         layout, total = self._run.layout, 0.0
         for group, ids in _ids(self._run, size):
             in_steps = sum(feature.hotness for feature in group.in_sequences)
@@ -145,7 +145,7 @@ class StepMemory:
         return int(total + size.batch_rows * _FLOAT * values)
 
     def loader(self) -> int:
-        """The loader of training, whose thread finds what a batch looks up."""
+        """Return the bytes of the loader of training, whose thread finds what a batch looks up."""
         size = self.training
         numbers = sum(_FLOAT * group.rows for group in self._run.groups)  # one for each row, see `LookupFinder`
         if size is None:
@@ -155,19 +155,19 @@ class StepMemory:
         return size.window_bytes + DECODE_THREADS * size.decoded_bytes + building + numbers
 
     def ahead(self) -> int:
-        """The packed batches, which the loader makes ahead of training or of evaluation."""
+        """Return the bytes of the packed batches, which the loader makes ahead of training or of evaluation."""
         of_training = self.training.batches * self.packed_bytes(self.training) if self.training else 0
         of_evaluation = (self.evaluated.batches + 1) * self.packed_bytes(self.evaluated) if self.evaluated else 0
         return max(of_training, of_evaluation)
 
     def unpacked(self) -> int:
-        """The tensors of the batch in the step, and the numbers by which workers find rows that several look up."""
+        """Return the bytes of a batch's tensors, and of the numbers by which workers find rows that several look up."""
         packed = max(self.packed_bytes(size) for size in (self.training, self.evaluated) if size)
         exchanged = self.training is not None and self._workers > 1
         return packed + exchanged * sum(_INT64 * group.rows for group in self._run.groups)
 
     def evaluation(self) -> int:
-        """The loader of evaluation, its batches, and what metrics need of every row."""
+        """Return the bytes of the loader of evaluation, of its batches, and of what metrics need of every row."""
         size = self.evaluated
         if size is None:
             return 0

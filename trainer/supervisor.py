@@ -48,7 +48,7 @@ class Outcome:
 
 
 def outcome_of(workers: Mapping[int, WorkerState], gone: Collection[int], launcher_code: int | None) -> Outcome:
-    """Determines the outcome of a job from its workers' records.
+    """Determine the outcome of a job from its workers' records.
 
     When one worker ends, the others fail as a consequence, so the root cause has to be separated from what followed.
     In order of precedence: rejected input or an agreed stop, a worker's own failure, a death without a record, and
@@ -104,7 +104,7 @@ class Restarts:
         self._last_cause = ""
 
     def after(self, cause: str, progressed: bool) -> tuple[float | None, str]:
-        """Decides what to do after a failure.
+        """Decide what to do after a failure.
 
         Args:
             cause: cause of this failure, in one line.
@@ -205,7 +205,7 @@ class Job:
         return self.has_begun and all(state.code == DONE for state in self.workers.values())
 
     def look(self) -> None:
-        """Reads the records and checks whether unfinished workers on this host are still alive."""
+        """Read the records and check whether unfinished workers on this host are still alive."""
         # A worker writes its record before it exits. Looking for dead processes before reading the records ensures
         # that a worker counts as gone only if its record has no exit code.
         dead = {rank for rank, state in self.workers.items() if state.code is None and not state.is_alive()}
@@ -213,7 +213,7 @@ class Job:
         self.gone |= {rank for rank in dead if self.workers[rank].code is None}
 
     def ask_to_stop(self) -> int | None:
-        """Sends SIGTERM to one worker on this host, which then agrees with the others on a stop.
+        """Send SIGTERM to one worker on this host, which then agrees with the others on a stop.
 
         Returns:
             The rank of that worker, or None if no worker runs on this host.
@@ -226,7 +226,7 @@ class Job:
         return None
 
     def finish(self) -> Outcome:
-        """Kills what is left of the job on this host and returns how the job ended."""
+        """Kill what is left of the job on this host and return how the job ended."""
         self.look()
         launcher_code = self._launcher.poll()
         self.kill()
@@ -235,7 +235,7 @@ class Job:
         return outcome_of(self.workers, self.gone, launcher_code)
 
     def kill(self) -> list[int]:
-        """Kills every process of the job on this host and returns the ids of those that survived."""
+        """Kill every process of the job on this host and return the ids of those that survived."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._launcher.pid, signal.SIGKILL)
         left = kill_marked(self._mark)
@@ -254,7 +254,7 @@ class Job:
 
 
 def kill_last_job(results_dir: Path) -> list[int]:
-    """Kills the remaining processes of an earlier supervisor's job on this host.
+    """Kill the remaining processes of an earlier supervisor's job on this host.
 
     Usually there are none, as the job's keeper has killed them. The caller must hold the lock on `results_dir`.
 
@@ -292,7 +292,7 @@ PATIENCE_WITH_LEFT = 20.0
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr. Errors are ignored: a closed stderr must not end the supervision of the job."""
+    """Print a line on stderr. Errors are ignored: a closed stderr must not end the supervision of the job."""
     with suppress(OSError):
         print(f"supervise.py: {text}", file=sys.stderr, flush=True)
 
@@ -332,7 +332,7 @@ class Supervisor:
         self._died_at: float | None = None
 
     def run(self) -> int:
-        """Supervises the job until it ends, and returns the exit code.
+        """Supervise the job until it ends, and return the exit code.
 
         Raises:
             OSError: if the command cannot be started.
@@ -359,7 +359,7 @@ class Supervisor:
             return code
 
     def _take_lock(self, until_the_end: ExitStack) -> int | None:
-        """Locks the results folder and kills what the job of a killed supervisor has left running.
+        """Lock the results folder and kill what the job of a killed supervisor has left running.
 
         The lock of a killed supervisor is held by its job's keeper until no process of the job is left.
 
@@ -397,7 +397,7 @@ class Supervisor:
             self._pause(wait)
 
     def _run_once(self, start: Checkpoint | None, has_new: bool) -> Outcome:
-        """Runs the command until it ends or has to be ended, and kills all its remaining processes on this host."""
+        """Run the command until it ends or has to be ended, and kill all its remaining processes on this host."""
         command = self._command_from(has_new)
         job = Job(command, self.results_dir, self._lock)
         try:
@@ -411,9 +411,9 @@ class Supervisor:
                 say(f"these processes could not be killed: {left}")
 
     def _command_from(self, has_new: bool) -> list[str]:
-        """Returns the command with the flags needed to resume.
+        """Return the command with the flags needed to resume.
 
-        Adds --use_checkpoint if there are checkpoints. Once this supervisor has seen a new checkpoint appear, it also
+        Add --use_checkpoint if there are checkpoints. Once this supervisor has seen a new checkpoint appear, it also
         adds `--checkpoint last`, which overrides the checkpoint that the original command started from.
         """
         more = []
@@ -422,7 +422,7 @@ class Supervisor:
         return [*self.command, *more, *(["--checkpoint", "last"] if has_new else [])]
 
     def _look_after(self, job: Job) -> None:
-        """Monitors the job until the launcher has exited, or has failed to exit within its time limit."""
+        """Monitor the job until the launcher has exited, or has failed to exit within its time limit."""
         begun, over_since = False, None
         while True:
             # Queried before the records are read: once the launcher has exited, that read sees everything written.
@@ -444,7 +444,7 @@ class Supervisor:
             time.sleep(POLL)
 
     def _obey(self, job: Job, now: float) -> None:
-        """Forwards the first signal to a worker; ends the job at the second one or when the grace period is over."""
+        """Forward the first signal to a worker; end the job at the second one or when the grace period is over."""
         if len(self._requests) > 1:
             raise Interrupted(128 + self._requests[1], "a second signal ended the job at once")
         if self._requests and self._passed_on_at is None:
@@ -482,7 +482,7 @@ class Supervisor:
             return None
 
     def _note(self, event: str, **facts: object) -> None:
-        """Appends an event to the timeline file. Errors are ignored: a full disk must not end the supervision."""
+        """Append an event to the timeline file. Errors are ignored: a full disk must not end the supervision."""
         line = json.dumps({"time": datetime.now().astimezone().isoformat(), "event": event} | facts)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(OSError):
@@ -499,5 +499,5 @@ def _step(checkpoint: Checkpoint | None) -> int:
 
 
 def _differ(one: Checkpoint | None, other: Checkpoint | None) -> bool:
-    """Returns whether a checkpoint was saved between two observations of the newest checkpoint."""
+    """Return whether a checkpoint was saved between two observations of the newest checkpoint."""
     return (one and one.sequence) != (other and other.sequence)

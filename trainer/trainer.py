@@ -169,7 +169,7 @@ class Trainer:
     # Training
 
     def fit(self) -> dict[str, float]:
-        """Trains to the end of the run, saving and evaluating after each epoch.
+        """Train to the end of the run, saving and evaluating after each epoch.
 
         Returns:
             The metrics of the last evaluation.
@@ -210,7 +210,7 @@ class Trainer:
         return self._conclude(metrics)
 
     def _train_epoch(self, position: Position) -> None:
-        """Trains the remaining steps of the position's epoch, and moves the position along."""
+        """Train the remaining steps of the position's epoch, and move the position along."""
         loader, step, check_every = self.data.train_loader, self.training.step, self.config.run.fingerprint_every
         self.log.start(self._step(position))
         step.running_losses.set(position.losses)
@@ -237,13 +237,13 @@ class Trainer:
         step.weighting.end_epoch(position.mean_losses)
 
     def _prepare(self, batch: Batch) -> tuple[Packed, list[np.ndarray]]:
-        """Returns a step's input, and the rows of each group of tables that it looks up. Runs ahead of the step."""
+        """Return a step's input, and the rows of each group of tables that it looks up. This runs ahead of the step."""
         lookups, values = self.model.embeddings.lookups(batch.ids), self.model.layout.row_values(batch)
         inputs = step_input(batch, lookups, values, self.tasks)
         return self.training.step.packing.pack(inputs), [found.rows for found in lookups]
 
     def _after_start(self, position: Position, started: tuple[int, StepResult] | None) -> None:
-        """Handles the result of the last step, and saves or stops if the workers decided so in it.
+        """Handle the result of the last step, and save or stop if the workers decided so in it.
 
         On a GPU this is the step before the one just started, so that the device always has one to work on while the
         host prepares the next batch. A CPU has nothing to overlap: the result is that of the step just started.
@@ -267,7 +267,7 @@ class Trainer:
                 self._stop_run(position)
 
     def _handle_result(self, number: int, result: StepResult) -> Decision:
-        """Handles the result of a step, once it has ended, and returns what the workers decided in it.
+        """Handle the result of a step, once it has ended, and return what the workers decided in it.
 
         Only the control flags are read in every step. Losses are read when they are logged.
         """
@@ -285,7 +285,7 @@ class Trainer:
         return self.control.decide(flags, number)
 
     def _save(self, position: Position) -> None:
-        """Saves a checkpoint, after checking that the workers hold the same finite values."""
+        """Save a checkpoint, after checking that the workers hold the same finite values."""
         self.control.beat(allow=SLOW_SECONDS)  # a save may take long: the watchdog must not take it for a hang
         step = self._step(position)
         losses = self._check_losses(step)
@@ -300,7 +300,7 @@ class Trainer:
         self.log.restart_step()
 
     def _check_losses(self, step: int) -> list[float]:
-        """Returns the sums of each task's losses over the steps of the epoch so far.
+        """Return the sums of each task's losses over the steps of the epoch so far.
 
         Args:
             step: number of the last step that has been started.
@@ -331,7 +331,7 @@ class Trainer:
         )
 
     def _evaluate_epoch(self, position: Position) -> dict[str, float]:
-        """Evaluates the model after an epoch that has been saved, logs the metrics and returns them."""
+        """Evaluate the model after an epoch that has been saved, log the metrics and return them."""
         steps_done, epoch = self._step(position), position.epoch
         log, progress, monitor = self.results.log, self.log.progress, self.expert_monitor
         self.control.beat(allow=SLOW_SECONDS)
@@ -364,7 +364,7 @@ class Trainer:
     # The beginning and the end of training
 
     def _restore_or_share(self) -> Position:
-        """Restores the requested checkpoint, or gives all workers rank 0's initial weights.
+        """Restore the requested checkpoint, or give all workers rank 0's initial weights.
 
         Returns:
             The position to train from.
@@ -406,27 +406,27 @@ class Trainer:
         return facts.position
 
     def _set_origin(self) -> None:
-        """Counts on from what the model has been trained for before this run."""
+        """Continue to count from what the model has been trained for before this run."""
         steps = self.checkpoints.origin.steps
         self.training.step.optimizer.origin.assign(steps)
         self.log.origin = steps
 
     def _reduce_rate(self) -> None:
-        """Sets the learning rate of a plateau schedule by the epochs that have not improved the metric."""
+        """Set the learning rate of a plateau schedule by the epochs that have not improved the metric."""
         if isinstance(self.training.schedule, Plateau):
             self.training.schedule.reduce(self.stopping.state.epochs_without_improvement)
 
     def _step(self, position: Position) -> int:
-        """Returns the number of steps that the model has been trained for, before this run and in it."""
+        """Return the number of steps that the model has been trained for, before this run and in it."""
         return self.checkpoints.step(position)
 
     def _is_complete(self, position: Position) -> bool:
-        """Returns whether all epochs are trained and evaluated, or early stopping has ended the run."""
+        """Return whether all epochs are trained and evaluated, or early stopping has ended the run."""
         is_last = position.epoch >= self.config.training.num_epochs
         return position.is_evaluated and (is_last or (position.is_between_epochs and self.stopping.is_over))
 
     def _how_to_continue(self, position: Position) -> str:
-        """Describes why there is nothing to train, and which flags would continue the run."""
+        """Describe why there is nothing to train, and which flags would continue the run."""
         num_epochs, stopping = self.config.training.num_epochs, self.stopping
         flags = [f"--num_epochs above {num_epochs}"] if position.epoch >= num_epochs else []
         if stopping.is_over:
@@ -435,16 +435,16 @@ class Trainer:
         return f"nothing to do: this run is complete{why}; to continue it, set {' and '.join(flags)}"
 
     def _conclude(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Writes the model folder and the final metrics, also for a complete run that died before it wrote them."""
+        """Write the model folder and the final metrics, also for a complete run that died before it wrote them."""
         folder = self.checkpoints.write_best_model(list(self.model.weights_by_name))
         self.say(f"model: {folder and place(folder)}")
         self.results.conclude(metrics)
         return metrics
 
     def _calibrate(self) -> None:
-        """Fits the calibrators of --calibrate to the evaluated mapping, and records the logit maps and the score.
+        """Fit the calibrators of --calibrate to the evaluated mapping, and record the logit maps and the score.
 
-        Uses the best checkpoint, which gets them, and whose weights the model then has.
+        Use the best checkpoint, which gets them, and whose weights the model then has.
         """
         kind = self.config.training.calibrate
         if kind is not None:
@@ -470,7 +470,7 @@ class Trainer:
     # Evaluation, prediction and benchmarks
 
     def evaluate(self) -> dict[str, float]:
-        """Evaluates a checkpoint and, with --predictions_file, writes its predictions. Returns the metrics."""
+        """Evaluate a checkpoint and, with --predictions_file, write its predictions. Return the metrics."""
         checkpoint = self._restore_weights()
         evaluator, path = self.evaluator, self.config.run.predictions_file
         writer = None if path is None else self._prediction_writer(path)
@@ -489,7 +489,7 @@ class Trainer:
         return metrics
 
     def predict(self, path: Path) -> None:
-        """Writes a checkpoint's predictions to a file without computing metrics."""
+        """Write a checkpoint's predictions to a file without computing metrics."""
         checkpoint = self._restore_weights()
         evaluator, writer = self.evaluator, self._prediction_writer(path)
         with self._watched_progress(evaluator.loader.steps_per_epoch) as on_batch:
@@ -498,7 +498,7 @@ class Trainer:
         self.say(f"{checkpoint} on {self.data.evaluated}, {evaluator.loader.rows:,} rows: {path}")
 
     def measure_importance(self, path: Path) -> None:
-        """Writes how much the metrics of a checkpoint change when a feature is permuted, for every feature."""
+        """Write how much the metrics of a checkpoint change when a feature is permuted, for every feature."""
         checkpoint, loader, seed = self._restore_weights(), self.data.eval_loader, self.config.training.seed
         chosen = choose_rows(loader.rows, self.config.run.importance_rows, seed)
         passes = 1 + len(input_features(self.data.layout))
@@ -521,7 +521,7 @@ class Trainer:
         self.say(f"importance: {path}")
 
     def benchmark(self) -> dict[str, float]:
-        """Measures the throughput of training, or of evaluation with --evaluate. Returns the figures by name."""
+        """Measure the throughput of training, or of evaluation with --evaluate. Return the figures by name."""
         run = self.config.run
         plan = Plan(run.benchmark_warmup_steps, run.benchmark_steps, run.benchmark_seconds)
 
@@ -539,13 +539,13 @@ class Trainer:
         return result
 
     def close(self) -> None:
-        """Waits for a checkpoint that is being written in the background, then closes the log."""
+        """Wait for a checkpoint that is being written in the background, then close the log."""
         with suppress(StorageError):
             self.checkpoints.finish()
         self.results.log.close()
 
     def _restore_weights(self) -> Path:
-        """Restores a checkpoint's weights and the logit maps of its predictions, and returns its folder."""
+        """Restore a checkpoint's weights and the logit maps of its predictions, and return its folder."""
         restored = self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm))
         self.tasks = with_logit_maps(self.tasks, restored.logit_maps)
         if text := described(restored.logit_maps):
@@ -569,7 +569,7 @@ class Trainer:
         )
 
     def _write(self, writer: PredictionWriter) -> None:
-        """Writes a predictions file, and warns of undefined scores in it."""
+        """Write a predictions file, and warn of undefined scores in it."""
         writer.write(self.comm)
         if writer.undefined_scores:
             self.say(
@@ -579,7 +579,7 @@ class Trainer:
 
     @contextmanager
     def _watched_progress(self, batches: int) -> Iterator[Callable[[int], None]]:
-        """Shows an evaluation's progress and watches it for hangs; yields the callback to call after each batch."""
+        """Show an evaluation's progress and watch it for hangs; yield the callback to call after each batch."""
         progress = Progress(batches, enabled=self.comm.rank == 0)
         with self.watchdog:
 
@@ -593,7 +593,7 @@ class Trainer:
     # Messages
 
     def _describe_tables(self) -> str:
-        """Describes where tables are that are not all on the device of every worker."""
+        """Describe where tables are that are not all on the device of every worker."""
         embeddings, text = self.model.embeddings, ""
         tables = embeddings.tables()
         if embeddings.shards is not None:
@@ -607,14 +607,14 @@ class Trainer:
         return text
 
     def _report_caches(self) -> None:
-        """Reports how many rows of tables in host memory were in this worker's caches."""
+        """Report how many rows of tables in host memory were in this worker's caches."""
         uses = [table.use for table in self.training.step.optimizer.host_tables.values()]
         if rows := sum(use.rows for use in uses):
             hits = sum(use.hits for use in uses)
             self.say(f"tables in host memory: {hits / rows:.1%} of {rows:,} updated rows were in the device's cache")
 
     def _report_changed_ids(self, loader: ParquetLoader) -> None:
-        """Reports ids that were cut off or out of vocabulary in the loader's latest epoch."""
+        """Report ids that were cut off or out of vocabulary in the loader's latest epoch."""
         names = [columns.name for columns in self.data.layout.categorical]
         own = np.array([loader.out_of_vocabulary[name] for name in names], np.int64)
         counts = self.comm.sum_array(own) if names else own

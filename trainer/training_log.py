@@ -38,20 +38,20 @@ class TrainingLog:
         self._last_record = (0, self._step_ended_at)  # step, time
 
     def start(self, step: int) -> None:
-        """Starts measuring, at the beginning of an epoch, after this many steps of the model."""
+        """Start measuring, at the beginning of an epoch, after this many steps of the model."""
         self.restart_step()
         self._last_record = (step, self._step_ended_at)
 
     def restart_step(self) -> None:
-        """Excludes the time since the last step, such as that of a save, from the next step's."""
+        """Exclude the time since the last step, such as that of a save, from the next step's."""
         self._step_ended_at = time.perf_counter()
 
     def add_wait(self, seconds: float) -> None:
-        """Adds the seconds that a step has waited for its batch."""
+        """Add the seconds that a step has waited for its batch."""
         self._times.wait(seconds)
 
     def add_step(self, step: int, in_collectives: float) -> None:
-        """Adds a step that has just ended, of whose time it has spent some seconds in collectives."""
+        """Add a step that has just ended, of whose time it has spent some seconds in collectives."""
         now = time.perf_counter()
         seconds, self._step_ended_at = now - self._step_ended_at, now
         self._stragglers.add(seconds, in_collectives)
@@ -59,7 +59,7 @@ class TrainingLog:
         self.progress.update(step - self.origin)
 
     def record(self, step: int, losses: np.ndarray, learning_rate: float) -> None:
-        """Logs a step's losses, and the throughput and times since the last record. A collective.
+        """Log a step's losses, and the throughput and times since the last record. A collective.
 
         Args:
             step: number of the step, counted from 1 over all that the model has been trained for.
@@ -89,6 +89,6 @@ class TrainingLog:
         self.warn(warnings)
 
     def warn(self, warnings: list[str]) -> None:
-        """Shows warnings above the progress display."""
+        """Show warnings above the progress display."""
         for warning in warnings:
             self.progress.message(f"warning: {warning}")

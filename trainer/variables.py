@@ -42,17 +42,17 @@ class TableRows:
         return self.variable.dtype
 
     def own(self, start: int, stop: int) -> slice:
-        """Returns where `variable` has this worker's share of the table's rows [start, stop)."""
+        """Return where `variable` has this worker's share of the table's rows [start, stop)."""
         # ceil((row - rank) / workers) rows of this worker come before `row`.
         return slice(*(-((self.rank - self.first - row) // self.workers) for row in (start, stop)))
 
     def take(self, numbers: np.ndarray) -> tf.Tensor:
-        """Returns copies of those of the table's rows that this worker holds, in the order of `numbers` [n] int64."""
+        """Return copies of those of the table's rows that this worker holds, in the order of `numbers` [n] int64."""
         distances = self.first + numbers - self.rank
         return self.variable.sparse_read(distances[distances % self.workers == 0] // self.workers)
 
     def put(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """Overwrites those of some of the table's rows that this worker holds.
+        """Overwrite those of some of the table's rows that this worker holds.
 
         Args:
             numbers: [n] int64, the numbers of the rows.
@@ -66,7 +66,7 @@ class TableRows:
         )
 
     def numpy(self) -> np.ndarray:
-        """Returns a copy of this worker's rows."""
+        """Return a copy of this worker's rows."""
         own = self.own(0, self.rows)
         return rows_of(self.variable, own.start, own.stop).numpy()
 
@@ -74,7 +74,7 @@ class TableRows:
 def initial_value(
     shape: tuple[int, ...] | tf.TensorShape, value: float, *, overwritten: bool, dtype: str = "float32"
 ) -> tf.Tensor:
-    """Returns the initial value of a variable: `value` everywhere, or, if it is overwritten, anything.
+    """Return the initial value of a variable: `value` everywhere, or, if it is overwritten, anything.
 
     Args:
         shape: shape of the variable.
@@ -88,7 +88,7 @@ def initial_value(
 
 
 def assign_rows(variable: tf.Variable, first: int, rows: np.ndarray) -> None:
-    """Overwrites the rows of a variable from `first` on. Threads may assign to the same variable at once.
+    """Overwrite the rows of a variable from `first` on. Threads may assign to the same variable at once.
 
     Args:
         variable: a variable of any rank.
@@ -104,7 +104,7 @@ def assign_rows(variable: tf.Variable, first: int, rows: np.ndarray) -> None:
 
 
 def rows_of(variable: tf.Variable, start: int, stop: int) -> tf.Tensor:
-    """Returns rows start to stop of a variable of rank 1 or more, without copying them if TensorFlow can avoid it.
+    """Return rows start to stop of a variable of rank 1 or more, without copying them if TensorFlow can avoid it.
 
     While the result exists, an update of the variable copies all of the variable first, so drop it before training
     goes on.
@@ -116,5 +116,5 @@ def rows_of(variable: tf.Variable, start: int, stop: int) -> tf.Tensor:
 
 
 def release(variable: tf.Variable) -> None:
-    """Frees the memory of a variable that is not used any more."""
+    """Free the memory of a variable that is not used any more."""
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.zeros([0], variable.dtype))

@@ -27,7 +27,7 @@ class _AveragedCheckpoint(Checkpoint):
         self._average = average
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
+        """Read rows start to stop of array `name`, or all of it if it is a scalar."""
         weight = super().read_rows(name, start, stop)
         accumulator, last_step = f"{name}.{AVERAGE}", f"{name}.{LAST_STEP}"
         if accumulator not in self.arrays:

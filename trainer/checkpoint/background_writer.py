@@ -57,7 +57,7 @@ class Handover:
         self._handed = [handed[source.name] for source in sources]
 
     def fill(self) -> None:
-        """Reads the collective arrays, and waits until the others have been read.
+        """Read the collective arrays, and wait until the others have been read.
 
         At most BLOCKS_AHEAD blocks of collective arrays wait to be written. All of its blocks are read even if the
         save has failed, because other workers take part in it. If reading fails, the save fails as well.
@@ -77,7 +77,7 @@ class Handover:
             event.wait()
 
     def save(self, write: Callable[[list[ArraySource]], T]) -> T:
-        """Calls `write` with the arrays and returns its result.
+        """Call `write` with the arrays and return its result.
 
         Args:
             write: function that reads each array once, in any threads, but begins them in order.
@@ -94,7 +94,7 @@ class Handover:
                 self._drop(name)
 
     def _put(self, name: str, block: np.ndarray | StorageError | None) -> bool:
-        """Hands a block on, unless the array is no longer read; returns whether it is."""
+        """Hand a block on, unless the array is no longer read; return whether it is."""
         with self._lock:
             if (blocks := self._blocks.get(name)) is not None:
                 blocks.put(block)
@@ -112,7 +112,7 @@ class Handover:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
-        """Makes the owner drop all further blocks of an array."""
+        """Make the owner drop all further blocks of an array."""
         with self._lock:
             blocks = self._blocks.pop(name, None)
         with suppress(queue.Empty):

@@ -15,7 +15,7 @@ _INTEGER = {1: tf.uint8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
 
 
 def check_state(state: TrainState, step: int, chosen: ChosenRows | None = None) -> None:
-    """Compares replicated variables bitwise across workers and looks for non-finite values. A collective.
+    """Compare replicated variables bitwise across workers and look for non-finite values. A collective.
 
     Each variable is reduced to a 64-bit sum in which every bit pattern is weighted by an odd factor that depends on its
     index. A single changed value therefore always changes the sum, and the position-dependent factors detect swapped
@@ -46,7 +46,7 @@ def check_state(state: TrainState, step: int, chosen: ChosenRows | None = None) 
 
 
 def _fingerprint(state: TrainState, name: str, chosen: ChosenRows | None) -> tuple[int, int]:
-    """Returns the fingerprint of a variable and the number of its non-finite values."""
+    """Return the fingerprint of a variable and the number of its non-finite values."""
     chained, broken = 0, 0
     for tensor in state.tensors(name, chosen):
         total, count = _sum_bits(tensor).numpy().tolist()
@@ -56,7 +56,7 @@ def _fingerprint(state: TrainState, name: str, chosen: ChosenRows | None) -> tup
 
 @tf.function(reduce_retracing=True, autograph=False)
 def _sum_bits(values: tf.Tensor) -> tf.Tensor:
-    """Returns [2] int64: the sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of non-finite values.
+    """Return [2] int64: the sum of bit patterns times 1, 3, 5, ... modulo 2**64, and the count of non-finite values.
 
     Args:
         values: a block of a variable, of any shape.

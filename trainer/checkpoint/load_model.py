@@ -61,7 +61,7 @@ class LoadedModel:
 
 
 def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
-    """Loads the model that a run has written to `<model_dir>/model`.
+    """Load the model that a run has written to `<model_dir>/model`.
 
     Args:
         folder: the model folder.
@@ -74,14 +74,14 @@ def load_model(folder: Path, *, compute_dtype: str = "float32") -> LoadedModel:
 
 
 def read_model(folder: ChecksummedDir, *, compute_dtype: str = "float32") -> LoadedModel:
-    """Loads the model of a folder that has been opened and verified, like `load_model`."""
+    """Load the model of a folder that has been opened and verified, like `load_model`."""
     with reject_foreign(folder.path):
         return _read_model(folder, compute_dtype)
 
 
 @contextmanager
 def reject_foreign(folder: Path) -> Iterator[None]:
-    """Converts errors in reading a folder into NoCheckpointError: an intact folder may still be another program's."""
+    """Convert errors in reading a folder into NoCheckpointError: an intact folder may still be another program's."""
     try:
         yield
     except NoCheckpointError:
@@ -115,7 +115,7 @@ def _read_model(folder: ChecksummedDir, compute_dtype: str) -> LoadedModel:
 
 
 def _raw_spec(folder: ChecksummedDir) -> RawSpec | None:
-    """Returns the raw specification in the workflow of the model's dataset, if it has one."""
+    """Return the raw specification in the workflow of the model's dataset, if it has one."""
     name = f"{ENCODERS_FOLDER}/{RAW_SPEC_FILE}"
     if name not in folder.files:
         return None
@@ -124,7 +124,7 @@ def _raw_spec(folder: ChecksummedDir) -> RawSpec | None:
 
 
 def _check_size(options: ModelOptions, layout: InputSchema, tasks: tuple[Task, ...], folder: ChecksummedDir) -> None:
-    """Rejects a description of a model larger than the stored weights, before memory is allocated for it."""
+    """Reject a description of a model larger than the stored weights, before memory is allocated for it."""
     stored = sum(math.prod(shape) for shape, _ in folder.arrays.values())
     tables = (*layout.tables, *layout.frozen_tables)
     needed = sum(table.rows * table.width for table in tables) + options.vector_weights(layout)

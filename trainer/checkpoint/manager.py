@@ -98,7 +98,7 @@ class CheckpointManager:
         self._saves = 0  # since then, including itself
 
     def rows_to_save(self, state: TrainState, position: Position) -> ChosenRows | None:
-        """Decides whether the next checkpoint is full or differential. A collective.
+        """Decide whether the next checkpoint is full or differential. A collective.
 
         Checkpoints within an epoch hold, of the tables, only the rows that training has looked up since the last full
         one. The first checkpoint of a process, each --full_checkpoint_every-th one, those between epochs and those that
@@ -129,9 +129,9 @@ class CheckpointManager:
     def save(
         self, state: TrainState, position: Position, stopping: EarlyStoppingState, chosen: ChosenRows | None = None
     ) -> None:
-        """Writes a checkpoint in a background thread. A collective.
+        """Write a checkpoint in a background thread. A collective.
 
-        Returns once all but the smallest variables are written and these are copied, so the memory that a save needs
+        Return once all but the smallest variables are written and these are copied, so the memory that a save needs
         does not grow with the state, and the variables may be changed again.
 
         A failed save is reported when the next one begins, or by `has_failed`. Training can continue: the previous
@@ -161,7 +161,7 @@ class CheckpointManager:
     def record_evaluation(
         self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float], best_by: str
     ) -> None:
-        """Records an epoch's evaluation in its checkpoint, in the background and after the save has ended.
+        """Record an epoch's evaluation in its checkpoint, in the background and after the save has ended.
 
         The best checkpoint so far is kept in addition to the newest ones. A run
         that dies before the evaluation is recorded repeats it when it is resumed.
@@ -182,7 +182,7 @@ class CheckpointManager:
         return amend(best=is_better(key, value, self._best_value(key)))
 
     def has_failed(self, wait: bool = False) -> bool:
-        """Returns whether a save has failed since the last call, and prints its error as a warning.
+        """Return whether a save has failed since the last call, and print its error as a warning.
 
         Args:
             wait: whether to wait for a save in progress instead of ignoring it.
@@ -198,7 +198,7 @@ class CheckpointManager:
         return False
 
     def finish(self) -> None:
-        """Waits for the save in the background, if there is one.
+        """Wait for the save in the background, if there is one.
 
         Raises:
             StorageError: the save has failed.
@@ -208,7 +208,7 @@ class CheckpointManager:
             writing.result()
 
     def resume(self, state: TrainState) -> RunState:
-        """Restores a checkpoint from which this run can resume, on every worker. A collective.
+        """Restore a checkpoint from which this run can resume, on every worker. A collective.
 
         Returns:
             The checkpoint's state, including the position from which training resumes.
@@ -234,7 +234,7 @@ class CheckpointManager:
         return resumed
 
     def warm_start(self, state: TrainState, layout: InputSchema, weights: Collection[str]) -> list[str]:
-        """Overwrites the initial state of a new run with what an earlier model knows, on every worker. A collective.
+        """Overwrite the initial state of a new run with what an earlier model knows, on every worker. A collective.
 
         Args:
             state: the state, with initial values.
@@ -259,7 +259,7 @@ class CheckpointManager:
         return [] if source is None else source.report
 
     def restore_weights(self, weights: TrainState, which: str | None = None) -> Restored:
-        """Restores the model's weights on every worker. A collective.
+        """Restore the model's weights on every worker. A collective.
 
         Args:
             weights: the weights.
@@ -279,7 +279,7 @@ class CheckpointManager:
         return Restored(Path(path), read_typed(dict[str, LogitMap], maps, "state.logit_maps"), calibrate)
 
     def record_outputs(self, maps: Mapping[str, LogitMap]) -> None:
-        """Records in the best checkpoint what its predictions apply to the logits, by label, and the run's score.
+        """Record in the best checkpoint what its predictions apply to the logits, by label, and the run's score.
 
         Raises:
             StorageError: the checkpoint cannot be written; it is left unchanged.
@@ -292,7 +292,7 @@ class CheckpointManager:
                 self._store.amend(checkpoint.step, checkpoint.state | state, checkpoint.best)
 
     def write_best_model(self, weights: Sequence[str]) -> Path | None:
-        """Writes the model folder with the weights of the best checkpoint, or of the last one if none is the best.
+        """Write the model folder with the weights of the best checkpoint, or of the last one if none is the best.
 
         Args:
             weights: names of the model's weights.
@@ -331,19 +331,19 @@ class CheckpointManager:
         return folder
 
     def last_metrics(self) -> dict[str, float]:
-        """Returns the metrics of the last checkpoint on rank 0, NaN where undefined; an empty dict elsewhere."""
+        """Return the metrics of the last checkpoint on rank 0, NaN where undefined; an empty dict elsewhere."""
         if self._comm.rank != 0:
             return {}
         metrics = RunState.of(self._store.open("last", verify=False)).metrics
         return {key: NAN if value is None else value for key, value in metrics.items()}
 
     def best_value(self, key: str) -> float | None:
-        """Returns the best checkpoint's value of a metric on every worker, None if unknown. A collective."""
+        """Return the best checkpoint's value of a metric on every worker, None if unknown. A collective."""
         value = self._best_value(key) if self._comm.rank == 0 else None
         return json.loads(self._comm.broadcast_bytes(json.dumps(value).encode()))
 
     def _best_value(self, key: str) -> float | None:
-        """Returns `best_value` on rank 0: this metric's value, whichever metric made the checkpoint the best."""
+        """Return `best_value` on rank 0: this metric's value, whichever metric made the checkpoint the best."""
         best = self._store.best()
         try:
             return None if best is None else RunState.of(best).metrics.get(key)
@@ -352,7 +352,7 @@ class CheckpointManager:
             return None
 
     def _open(self, which: str) -> tuple[Checkpoint, RunState]:
-        """Opens a checkpoint and checks that it has the model's features and tasks in the same order."""
+        """Open a checkpoint and check that it has the model's features and tasks in the same order."""
         checkpoint = self._store.open(which)
         facts = RunState.of(checkpoint)
         # No weight depends on max_hotness, but the ids that training sees do.
@@ -366,7 +366,7 @@ class CheckpointManager:
         return checkpoint, facts
 
     def _facts(self, position: Position, stopping: EarlyStoppingState, metrics: dict[str, float]) -> dict[str, Any]:
-        """Returns the JSON state of a checkpoint: everything besides its arrays."""
+        """Return the JSON state of a checkpoint: everything besides its arrays."""
         facts = RunState(
             identity=self._identity(),
             position=position,
@@ -391,7 +391,7 @@ class CheckpointManager:
         )
 
     def _check_identity(self, checkpoint: Checkpoint, saved: Identity) -> None:
-        """Raises a DataError if the remaining steps of a run would not see the samples that are left."""
+        """Raise a DataError if the remaining steps of a run would not see the samples that are left."""
         now = self._identity()
         if not saved.training_data.is_same(now.training_data):
             raise DataError(
@@ -418,5 +418,5 @@ class CheckpointManager:
         return self._loader
 
     def step(self, position: Position) -> int:
-        """Returns the number of steps that the model has been trained for at a position of the run."""
+        """Return the number of steps that the model has been trained for at a position of the run."""
         return self.origin.steps + position.step(self._train_loader.steps_per_epoch)

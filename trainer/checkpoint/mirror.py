@@ -40,12 +40,12 @@ _ABANDONED = 3600.0
 
 
 def place(path: Path) -> str:
-    """Returns the URL of which a path is the mirror, or the path itself, for messages."""
+    """Return the URL of which a path is the mirror, or the path itself, for messages."""
     return url_of(path) or str(path)
 
 
 def refresh_checkpoints(folder: Path, *, locked: bool = False) -> None:
-    """Makes the checkpoints in a mirror those of the store, of which only the manifests are downloaded.
+    """Make the checkpoints in a mirror those of the store, of which only the manifests are downloaded.
 
     Copies of arrays are kept where the store still has the same ones. While a run on this host trains into the folder,
     nothing is changed: its mirror is what the store has or is about to get.
@@ -70,7 +70,7 @@ def refresh_checkpoints(folder: Path, *, locked: bool = False) -> None:
 
 
 def refresh_model(folder: Path) -> None:
-    """Makes the manifest of a model folder in a mirror that of the store; its files are downloaded by `verify`.
+    """Make the manifest of a model folder in a mirror that of the store; its files are downloaded by `verify`.
 
     Raises:
         RemoteError: the store cannot be read.
@@ -82,7 +82,7 @@ def refresh_model(folder: Path) -> None:
 
 
 def verify(folder: ChecksummedDir, parts: Collection[ChecksummedDir], advance: Advance = unseen) -> None:
-    """Verifies every file of a folder. In a mirror, those that are missing or not those of the store are downloaded.
+    """Verify every file of a folder. In a mirror, those that are missing or not those of the store are downloaded.
 
     Args:
         folder: the folder.
@@ -105,7 +105,7 @@ def verify(folder: ChecksummedDir, parts: Collection[ChecksummedDir], advance: A
 
 
 def download(folder: ChecksummedDir, wanted: Callable[[str], bool]) -> None:
-    """Downloads the wanted files that a mirror lacks.
+    """Download the wanted files that a mirror lacks.
 
     Raises:
         RemoteError: the store cannot be read.
@@ -114,7 +114,7 @@ def download(folder: ChecksummedDir, wanted: Callable[[str], bool]) -> None:
 
 
 def upload_checkpoints(folder: Path) -> None:
-    """Makes the checkpoints in the store those of the mirror: uploads new ones, then removes those no longer kept.
+    """Make the checkpoints in the store those of the mirror: upload new ones, then remove those no longer kept.
 
     What an earlier, failed or killed, upload has left undone is made up for.
 
@@ -133,7 +133,7 @@ def upload_checkpoints(folder: Path) -> None:
 
 
 def upload_model(folder: Path) -> None:
-    """Uploads a model folder, replacing an earlier one.
+    """Upload a model folder, replacing an earlier one.
 
     Raises:
         StorageError: the folder cannot be uploaded.
@@ -144,7 +144,7 @@ def upload_model(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that objects can be written to a folder of the store, by writing and removing a tiny one.
+    """Check that objects can be written to a folder of the store, by writing and removing a tiny one.
 
     Raises:
         RemoteError: they cannot.
@@ -163,7 +163,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _step_folders(url: str) -> dict[str, set[str]]:
-    """Returns the folders named step-N in the store, complete or not, with the names of their files."""
+    """Return the folders named step-N in the store, complete or not, with the names of their files."""
     found: dict[str, set[str]] = {}
     for file in list_files(url):
         name, _, rest = file.url[len(url) + 1 :].partition("/")
@@ -177,7 +177,7 @@ def _step(path: Path) -> int:
 
 
 def _refresh(folder: Path) -> None:
-    """Replaces the manifest of a mirrored folder by that of the store, and removes files that are not of it."""
+    """Replace the manifest of a mirrored folder by that of the store, and remove files that are not of it."""
     with _stored_manifest(folder) as stored:
         if stored is None:
             _remove(folder)
@@ -191,7 +191,7 @@ def _refresh(folder: Path) -> None:
 
 @contextmanager
 def _stored_manifest(folder: Path) -> Iterator[Path | None]:
-    """Yields a temporary folder with the manifest that the store has of a folder; None if the store has none."""
+    """Yield a temporary folder with the manifest that the store has of a folder; None if the store has none."""
     with draft_beside(folder) as draft:
         found: Path | None = draft
         try:
@@ -202,7 +202,7 @@ def _stored_manifest(folder: Path) -> Iterator[Path | None]:
 
 
 def _files(folder: Path) -> dict[str, FileEntry] | None:
-    """Returns the files that a folder's manifest lists, with their checksums; None if it cannot be read."""
+    """Return the files that a folder's manifest lists, with their checksums; None if it cannot be read."""
     with suppress(DamagedError):
         return read_manifest(folder).files
     return None
@@ -227,7 +227,7 @@ def _is_missing(path: Path, size: int) -> bool:
 
 
 def _download(folder: ChecksummedDir, needed: Callable[[Path, int], bool]) -> list[str]:
-    """Downloads the needed files of a folder; returns the names of those that the store has."""
+    """Download the needed files of a folder; return the names of those that the store has."""
     url, fetched = url_of(folder.path), []
     for name, entry in folder.entries.items() if url is not None else ():
         if needed(folder.path / name, entry.bytes):
@@ -238,7 +238,7 @@ def _download(folder: ChecksummedDir, needed: Callable[[Path, int], bool]) -> li
 
 
 def _upload(folder: Path) -> None:
-    """Uploads a folder, or its manifest alone if the store has the same files; nothing if the store has it.
+    """Upload a folder, or its manifest alone if the store has the same files; nothing if the store has it.
 
     A folder without some of its files was never downloaded as a whole: the store has it, or has lost it.
     """
@@ -265,7 +265,7 @@ def _as_storage_error(consequence: str) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes of this host from refreshing the same mirror meanwhile."""
+    """Keep other processes of this host from refreshing the same mirror meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -62,7 +62,7 @@ class Architecture:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Checks, before training, that a model folder can be written at `folder`, replacing an earlier one.
+    """Check, before training, that a model folder can be written at `folder`, replacing an earlier one.
 
     Raises:
         DataError: The path is a link, a file or a mount point, or contains something that no save has written; the
@@ -73,7 +73,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def write_model(folder: Path, arrays: Iterable[ArraySource], files: Mapping[str, Content]) -> None:
-    """Writes a model folder atomically, replacing an earlier one, and uploads it if it is the mirror of one.
+    """Write a model folder atomically, replacing an earlier one, and upload it if it is the mirror of one.
 
     Args:
         folder: folder to write, usually `<model_dir>/model`.
@@ -91,7 +91,7 @@ def write_model(folder: Path, arrays: Iterable[ArraySource], files: Mapping[str,
 
 
 def open_model(folder: Path) -> ChecksummedDir:
-    """Opens a model folder and verifies every byte of its weights and other files.
+    """Open a model folder and verify every byte of its weights and other files.
 
     The mirror of one in an object store is refreshed first.
 

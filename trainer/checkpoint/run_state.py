@@ -31,7 +31,7 @@ class Position:
     is_evaluated: bool = True
 
     def step(self, steps_per_epoch: int) -> int:
-        """Returns the number of steps done in the run."""
+        """Return the number of steps done in the run."""
         return self.epoch * steps_per_epoch + self.steps
 
     @property
@@ -142,7 +142,7 @@ class RunState:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "RunState":
-        """Reads the state of a checkpoint.
+        """Read the state of a checkpoint.
 
         Raises:
             NoCheckpointError: A value is missing or of another type.

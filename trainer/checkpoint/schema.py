@@ -129,7 +129,7 @@ class ModelSchema:
 
     @classmethod
     def of(cls, spec: FeatureSpec, widths: Mapping[str, int]) -> "ModelSchema":
-        """Returns the schema of a model for a specification with the given embedding widths."""
+        """Return the schema of a model for a specification with the given embedding widths."""
         features = [
             _entry_of_vector(spec.features[name])
             if channel == VECTOR
@@ -166,7 +166,7 @@ class ModelSchema:
         return {entry.name: entry.width for entry in self.features if entry.width is not None}
 
     def spec(self) -> FeatureSpec:
-        """Returns a specification of these features and tasks, without data files."""
+        """Return a specification of these features and tasks, without data files."""
         features = {
             entry.name: Feature(
                 name=entry.name,
@@ -201,7 +201,7 @@ class ModelSchema:
         return FeatureSpec(Path(), features, {}, channels, {}, sequences)
 
     def ordered(self, spec: FeatureSpec) -> FeatureSpec:
-        """Reorders the features and sequences of a specification: what this schema has comes first, in its order.
+        """Reorder the features and sequences of a specification: what this schema has comes first, in its order.
 
         Tasks stay in the order of the specification, which has a meaning for some models.
         """
@@ -219,7 +219,7 @@ class ModelSchema:
     def arrange(
         self, spec: FeatureSpec, widths: Mapping[str, int], saved: str, given: str, ignoring: Collection[str] = ()
     ) -> FeatureSpec:
-        """Reorders the channels and sequences of a specification to match this schema.
+        """Reorder the channels and sequences of a specification to match this schema.
 
         If lists may have another length than in this schema, those of sequences are cut to the one that they have here:
         the model has weights for so many positions.
@@ -266,12 +266,12 @@ class ModelSchema:
 
 
 def _known_first(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Returns names reordered: those that are known in the order of `known`, then the others."""
+    """Return names reordered: those that are known in the order of `known`, then the others."""
     return (*(name for name in known if name in names), *(name for name in names if name not in known))
 
 
 def _differences(what: str, saved: Entries, given: Entries, ignoring: Collection[str]) -> list[str]:
-    """Returns one message for each feature, sequence or task that differs between the two sides."""
+    """Return one message for each feature, sequence or task that differs between the two sides."""
     before, now = ({entry.name: _describe(entry, ignoring) for entry in entries} for entries in (saved, given))
     return [
         f"{what} {name!r} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"

@@ -54,12 +54,12 @@ class StartingModel:
         return bool(self.origin.steps)
 
     def flags(self) -> dict[str, Any]:
-        """Returns the flags that a new run takes over, by name: those of the model, and those chosen by the data."""
+        """Return the flags that a new run takes over, by name: those of the model, and those chosen by the data."""
         return _flags(self.options)
 
 
 def open_starting_model(model: Path, which: str, *, verify: bool = False) -> StartingModel:
-    """Opens the model of a warm start.
+    """Open the model of a warm start.
 
     Args:
         model: the --model_dir of an earlier run, or a model folder.
@@ -137,7 +137,7 @@ def _check_options(options: Mapping[str, Any], path: Path) -> None:
 
 
 def flags_of_warm_start(model_dir: Path, which: str) -> dict[str, Any]:
-    """Returns the flags that a run keeps when it resumes from a checkpoint; none unless it began with a warm start."""
+    """Return the flags that a run keeps when it resumes from a checkpoint; none unless it began with a warm start."""
     facts = RunState.of(CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False))
     return _flags(facts.options) if facts.origin.model else {}
 
@@ -148,7 +148,7 @@ def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_starting_model(model: Path, model_dir: Path) -> None:
-    """Checks that a warm start does not begin with the model that it is about to write.
+    """Check that a warm start does not begin with the model that it is about to write.
 
     Raises:
         DataError: it would.

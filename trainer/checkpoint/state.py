@@ -26,7 +26,7 @@ class RowSource(Protocol):
     """Gives variables their values, block by block."""
 
     def read(self, name: str, start: int, stop: int, initial: np.ndarray) -> np.ndarray:
-        """Returns rows start to stop of a variable, or all of it if it is a scalar.
+        """Return rows start to stop of a variable, or all of it if it is a scalar.
 
         Args:
             name: name of the variable.
@@ -67,7 +67,7 @@ class TrainState:
         return {name: table for name, table in self.tables.items() if table.is_sharded}
 
     def sources(self, chosen: ChosenRows | None = None) -> list[ArraySource]:
-        """Returns the variables as array sources that yield copies in blocks of rows.
+        """Return the variables as array sources that yield copies in blocks of rows.
 
         Reading a block of a sharded variable is a collective. Other variables may be read by any thread.
 
@@ -82,7 +82,7 @@ class TrainState:
         return values + numbers
 
     def tensors(self, name: str, chosen: ChosenRows | None = None) -> Iterator[tf.Tensor]:
-        """Yields this worker's rows of a variable in blocks, in order, without copying them if possible.
+        """Yield this worker's rows of a variable in blocks, in order, without copying them if possible.
 
         Args:
             name: name of the variable.
@@ -102,7 +102,7 @@ class TrainState:
             yield rows_of(variable, rows.start + start, rows.start + stop)
 
     def take_part_in_save(self, chosen: ChosenRows | None = None) -> None:
-        """Reads the blocks of all sharded variables and drops them, while rank 0 saves. A collective.
+        """Read the blocks of all sharded variables and drop them, while rank 0 saves. A collective.
 
         Args:
             chosen: the rows that are saved of each table; None for all.
@@ -113,7 +113,7 @@ class TrainState:
                     pass
 
     def restore(self, checkpoint: ChecksummedDir | None) -> None:
-        """Overwrites the variables of all workers with a checkpoint's arrays, block by block. A collective.
+        """Overwrite the variables of all workers with a checkpoint's arrays, block by block. A collective.
 
         Args:
             checkpoint: the checkpoint or model folder on rank 0; None on the other workers.
@@ -130,7 +130,7 @@ class TrainState:
             self._fill_sharded(name, repeat(None) if checkpoint is None else checkpoint.blocks(name))
 
     def start_from(self, source: RowSource | None) -> None:
-        """Overwrites the variables of all workers, block by block, with what a source makes of them. A collective.
+        """Overwrite the variables of all workers, block by block, with what a source makes of them. A collective.
 
         Args:
             source: on rank 0, what gives each block its values; None on the other workers.
@@ -149,7 +149,7 @@ class TrainState:
         self.share()
 
     def _own_or_weight(self, name: str) -> str:
-        """Returns the name of what a variable begins with: an average with its weight, others with themselves."""
+        """Return the name of what a variable begins with: an average with its weight, others with themselves."""
         weight = name.removesuffix(f".{AVERAGE}")
         return weight if weight in self.variables and weight != name else name
 
@@ -167,7 +167,7 @@ class TrainState:
         in_parallel(fill, blocks)
 
     def share(self) -> None:
-        """Overwrites all but the sharded variables with rank 0's values. A collective."""
+        """Overwrite all but the sharded variables with rank 0's values. A collective."""
         variables = (_rows_in(variable)[0] for variable in self._replicated.values())
         # Several tables may have their rows in the same variable.
         self.comm.broadcast_variables({id(variable): variable for variable in variables}.values())
@@ -197,7 +197,7 @@ class TrainState:
             yield block
 
     def _restore_replicated(self, checkpoint: ChecksummedDir) -> None:
-        """Reads the replicated variables on rank 0, with all cores."""
+        """Read the replicated variables on rank 0, with all cores."""
         shapes = {name: (tuple(variable.shape), _dtype(variable)) for name, variable in self._replicated.items()}
         blocks = [(name, *block) for name, about in shapes.items() for block in row_ranges(*about)]
         total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
@@ -213,7 +213,7 @@ class TrainState:
             in_parallel(read, blocks)
 
     def _fill_sharded(self, name: str, blocks: Iterator[np.ndarray | None]) -> None:
-        """Sends the blocks of a sharded table from rank 0 to the workers that hold their rows. A collective.
+        """Send the blocks of a sharded table from rank 0 to the workers that hold their rows. A collective.
 
         Args:
             name: name of the table.
@@ -231,7 +231,7 @@ class TrainState:
             assign_rows(table.variable, own.start, self.comm.exchange_rows(sent, counts))
 
     def _owners(self, table: TableRows, numbers: np.ndarray) -> np.ndarray:
-        """Returns the worker that holds each of these rows of the table."""
+        """Return the worker that holds each of these rows of the table."""
         return (table.first + numbers) % self.comm.size
 
 

@@ -126,7 +126,7 @@ class Checkpoint(ChecksummedDir):
         return super().nbytes + (0 if self.full is None else self.full.nbytes)
 
     def verify(self, advance: Advance = unseen) -> None:
-        """Verifies every file, like ChecksummedDir, including those of the full checkpoint.
+        """Verify every file, like ChecksummedDir, including those of the full checkpoint.
 
         Raises:
             DamagedError: a file differs.
@@ -138,7 +138,7 @@ class Checkpoint(ChecksummedDir):
             self._numbers_of(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Reads rows start to stop of array `name`, or all of it if it is a scalar."""
+        """Read rows start to stop of array `name`, or all of it if it is a scalar."""
         if self.full is None or name not in self._row_numbers:
             return super().read_rows(name, start, stop)
         rows, numbers = self.full.read_rows(name, start, stop), self._numbers_of(name)
@@ -159,7 +159,7 @@ class Checkpoint(ChecksummedDir):
         return full
 
     def _merge_arrays(self, full: "Checkpoint") -> None:
-        """Gives the arrays of which only some rows are saved the shape that they have in the full checkpoint."""
+        """Give the arrays of which only some rows are saved the shape that they have in the full checkpoint."""
         for name, numbers in self._row_numbers.items():
             known = name in self.arrays and name in full.arrays and numbers in self.arrays
             if not known or not _are_rows(self.arrays[name], full.arrays[name], self.arrays[numbers]):
@@ -169,7 +169,7 @@ class Checkpoint(ChecksummedDir):
             del self.arrays[numbers]
 
     def _numbers_of(self, name: str) -> np.ndarray:
-        """Returns the numbers of the rows that are saved of an array: [n] int64, ascending."""
+        """Return the numbers of the rows that are saved of an array: [n] int64, ascending."""
         numbers = self._row_numbers[name]
         if numbers not in self._numbers:
             saved = super().read_rows(numbers, 0, self._entry(numbers).shape[0])
@@ -214,7 +214,7 @@ class CheckpointStore:
         full: int | None = None,
         row_numbers: Mapping[str, str] | None = None,
     ) -> Path:
-        """Writes `step-N`, replacing an earlier checkpoint of that step, then removes checkpoints no longer kept.
+        """Write `step-N`, replacing an earlier checkpoint of that step, then remove checkpoints no longer kept.
 
         Args:
             step: number of training steps done.
@@ -250,7 +250,7 @@ class CheckpointStore:
         return path
 
     def amend(self, step: int, state: dict[str, Any], best: bool) -> Path:
-        """Replaces the state of a saved step atomically, then removes checkpoints no longer kept.
+        """Replace the state of a saved step atomically, then remove checkpoints no longer kept.
 
         Args:
             step: number of training steps of the checkpoint.
@@ -270,7 +270,7 @@ class CheckpointStore:
         return path
 
     def refresh(self, which: str = "last", *, locked: bool = False) -> None:
-        """Reads which checkpoints the object store has whose mirror this model folder is, if it is one.
+        """Read which checkpoints the object store has whose mirror this model folder is, if it is one.
 
         Args:
             which: a checkpoint, as in `open`; if it is a path, its folder is refreshed likewise.
@@ -291,7 +291,7 @@ class CheckpointStore:
         return not any(self.folder.glob("step-*"))
 
     def check_later(self, which: str) -> None:
-        """Checks that a run resuming from a checkpoint may overwrite this folder's checkpoints of later steps.
+        """Check that a run resuming from a checkpoint may overwrite this folder's checkpoints of later steps.
 
         Args:
             which: the checkpoint to resume from, as in `open`.
@@ -307,15 +307,15 @@ class CheckpointStore:
                 check_replaceable(path.with_name(path.name.removesuffix(REPLACED)))
 
     def steps(self) -> list[int]:
-        """Returns the saved steps with a valid manifest, oldest save first. Their arrays are not verified."""
+        """Return the saved steps with a valid manifest, oldest save first. Their arrays are not verified."""
         return [checkpoint.step for checkpoint in self._saved()[0]]
 
     def best(self) -> Checkpoint | None:
-        """Returns the best checkpoint with only its manifest verified; None if no checkpoint is marked as best."""
+        """Return the best checkpoint with only its manifest verified; None if no checkpoint is marked as best."""
         return next((checkpoint for checkpoint in reversed(self._saved()[0]) if checkpoint.best), None)
 
     def open(self, which: str, *, verify: bool = True) -> Checkpoint:
-        """Opens a checkpoint and verifies every byte of it.
+        """Open a checkpoint and verify every byte of it.
 
         Args:
             which: "last" for the newest intact checkpoint, with a warning for each damaged one that is skipped; "best"
@@ -403,7 +403,7 @@ class CheckpointStore:
         return f"{mirror.place(self.folder)} has the steps {self.steps()}"
 
     def _saved(self) -> tuple[list[Checkpoint], dict[Path, DamagedError]]:
-        """Returns the checkpoints with a valid manifest, oldest save first, and the errors of the others by path."""
+        """Return the checkpoints with a valid manifest, oldest save first, and the errors of the others by path."""
         readable, problems = [], {}
         for path in _step_folders(self.folder):
             try:
@@ -413,7 +413,7 @@ class CheckpointStore:
         return sorted(readable, key=lambda checkpoint: checkpoint.sequence), problems
 
     def _remove_old(self) -> None:
-        """Removes all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
+        """Remove all checkpoints but the newest and the best. Known damaged ones do not count towards `keep`.
 
         As many full checkpoints are kept as checkpoints, so that differential ones do not all depend on the same files.
         Differential ones whose full one has been replaced are removed, as nothing can read them. Other checkpoints
@@ -433,7 +433,7 @@ class CheckpointStore:
                 needed.add(checkpoint.full.path)
 
     def _remove(self, path: Path) -> bool:
-        """Removes a checkpoint and returns True, or warns, once, that it contains a file of somebody else."""
+        """Remove a checkpoint and return True, or warn, once, that it contains a file of somebody else."""
         is_removed = discard(path)
         if not is_removed and path not in self._unremovable:
             self._unremovable.add(path)
@@ -445,7 +445,7 @@ class CheckpointStore:
         return [*checkpoints[-self.keep :], *full[-self.keep :]]
 
     def _is_damaged(self, checkpoint: Checkpoint) -> bool:
-        """Returns whether a checkpoint, or the full one that it refers to, is known to be damaged."""
+        """Return whether a checkpoint, or the full one that it refers to, is known to be damaged."""
         return checkpoint.path in self._damaged or (checkpoint.full is not None and self._is_damaged(checkpoint.full))
 
 
@@ -456,14 +456,14 @@ def _are_rows(saved: ArrayLayout, full: ArrayLayout, numbers: ArrayLayout) -> bo
 
 
 def _checkpoints_of(path: Path) -> Path:
-    """Returns the folder of checkpoints that a path of a step folder, a `checkpoints` or a model folder names."""
+    """Return the folder of checkpoints that a path of a step folder, a `checkpoints` or a model folder names."""
     if _STEP_FOLDER.fullmatch(path.name):
         return path.parent
     return path if path.name == CHECKPOINTS else path / CHECKPOINTS
 
 
 def probe(model_dir: Path) -> None:
-    """Tests, before the first step, that checkpoints can be saved in a folder, by saving a tiny one.
+    """Test, before the first step, that checkpoints can be saved in a folder, by saving a tiny one.
 
     Raises:
         DataError: the folder, or that of the store whose mirror it is, cannot be written; the message names it.
@@ -481,7 +481,7 @@ def probe(model_dir: Path) -> None:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Returns the folders named step-N.
+    """Return the folders named step-N.
 
     If a save that replaces a checkpoint died between its two renames, the folder moved aside is returned instead.
     """

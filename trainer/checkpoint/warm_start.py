@@ -109,7 +109,7 @@ class WarmSource:
     # Values
 
     def read(self, name: str, start: int, stop: int, initial: np.ndarray) -> np.ndarray:
-        """Returns rows start to stop of a variable, or all of it if it is a scalar.
+        """Return rows start to stop of a variable, or all of it if it is a scalar.
 
         Args:
             name: name of the variable.
@@ -146,7 +146,7 @@ class WarmSource:
         return values
 
     def _rows(self, name: str, sources: np.ndarray, is_known: np.ndarray | None) -> np.ndarray:
-        """Reads rows of an old array: those of known values, and apart from them those that new values start with."""
+        """Read rows of an old array: those of known values, and apart from them those that new values start with."""
         if is_known is None or is_known.all() or not is_known.any():
             return self._some_rows(name, sources)
         shape, dtype = self._arrays[name]
@@ -170,7 +170,7 @@ class WarmSource:
     # What belongs together
 
     def _split(self, name: str) -> tuple[str, str]:
-        """Returns the weight that a variable belongs to, and which state of it that is; "" for the weight itself."""
+        """Return the weight that a variable belongs to, and which state of it that is; "" for the weight itself."""
         weight, _, part = name.rpartition(".")
         return (name, "") if name in self._weights or weight not in self._shapes else (weight, part)
 
@@ -204,7 +204,7 @@ class WarmSource:
         return Match(old_weight + suffix, tuple(own for own in places if own is not None))
 
     def _keeps(self, weight: str, part: str) -> bool:
-        """Returns whether a state of the optimizer goes on: the wide part has always the same one."""
+        """Return whether a state of the optimizer goes on: the wide part has always the same one."""
         options = self._model.options
         if part == AVERAGE:
             return self._model.is_run and options.get("ema_momentum") == self._config.training.ema_momentum
@@ -212,7 +212,7 @@ class WarmSource:
         return self._model.is_run and (part == LAST_STEP or is_wide or self._keeps_slots)
 
     def _match_tables(self, maps: "_FeatureMaps", layout: InputSchema, old: InputSchema) -> None:
-        """Finds the old table of each table, and notes why others start cold."""
+        """Find the old table of each table, and note why others start cold."""
         deep = {one.name: one.table for one in old.deep}
         for table in tables_of(layout.deep):
             feature = maps.best([one.name for one in layout.deep if one.table == table.name and one.name in deep])
@@ -248,7 +248,7 @@ class WarmSource:
     # The report
 
     def _describe(self, before: str, now: str) -> list[str]:
-        """Returns lines about tables whose rows are not all known, and about what starts cold."""
+        """Return lines about tables whose rows are not all known, and about what starts cold."""
         model, tables, cold = self._model, _by_feature(self._tables), _by_feature(self._cold)
         lines = [f"warm start from {model.weights.path}, step {model.origin.steps}"]
         if not model.is_run:
@@ -278,11 +278,11 @@ class _FeatureMaps:
         self._found: dict[str, RowMap] = {}
 
     def best(self, names: list[str]) -> str:
-        """Returns which of the features of a table tells most about its rows: one with a vocabulary; "" of none."""
+        """Return which of the features of a table tells most about its rows: one with a vocabulary; "" of none."""
         return next((name for name in names if isinstance(self._encoders.get(name), Vocabulary)), [*names, ""][0])
 
     def of(self, name: str) -> RowMap:
-        """Returns the row map of a feature. Raises NoMatch if its ids have another meaning than before."""
+        """Return the row map of a feature. Raise NoMatch if its ids have another meaning than before."""
         if name not in self._found:
             if name not in self._old.features:
                 raise NoMatch("it is new")

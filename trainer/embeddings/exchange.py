@@ -15,7 +15,7 @@ from trainer.embeddings.tables import EmbeddingTables
 def plan_exchange(
     embeddings: EmbeddingTables, global_batch_size: int, workers: int, choice: Literal["auto", "whole", "rows"]
 ) -> dict[str, Exchange]:
-    """Plans how a step over `global_batch_size` rows sums the gradients of each group of tables.
+    """Plan how a step over `global_batch_size` rows sums the gradients of each group of tables.
 
     Args:
         embeddings: the tables; sharded ones are always exchanged as shards, and others in host memory as rows.
@@ -67,7 +67,7 @@ class SparseExchange:
         }
 
     def sum(self, gradients: Mapping[str, tf.IndexedSlices], routes: Routes) -> dict[str, tf.IndexedSlices]:
-        """Sums gradients over the workers. A collective.
+        """Sum gradients over the workers. A collective.
 
         Args:
             gradients: path of a group's variable -> gradient of the distinct rows that this worker has looked up.
@@ -99,7 +99,7 @@ class SparseExchange:
     def _sum_equal_rows(
         self, rows: Mapping[int, tf.Tensor], values: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.IndexedSlices]:
-        """Sums the gradients of equal rows.
+        """Sum the gradients of equal rows.
 
         Args:
             rows: number of a group -> rows [n] int64, of which several may be equal.
@@ -121,7 +121,7 @@ class SparseExchange:
         }
 
     def _places(self, index: int, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Numbers the distinct ones among rows of a group.
+        """Assign numbers from 0 to the distinct ones among rows of a group.
 
         Returns:
             The number of each row, [n] int64, and how many numbers there are, scalar int64.

@@ -73,7 +73,7 @@ class TableGroup:
     all_features: tuple[CategoricalInput, ...] = ()
 
     def within(self, layout: InputSchema) -> "TableGroup":
-        """Returns the same tables with those features alone that a layout has, at its columns of the id matrix."""
+        """Return the same tables with those features alone that a layout has, at its columns of the id matrix."""
         starts = {feature.name: feature.start for feature in (*layout.categorical, *layout.looked_up)}
         features = (replace(one, start=starts[one.name]) for one in self.features if one.name in starts)
         return replace(self, features=tuple(features), all_features=self.features)
@@ -139,7 +139,7 @@ class TableGroup:
         return sum(feature.hotness for feature in self.features)
 
     def counts_shape(self, rows: int | None) -> tuple[int | None, int]:
-        """Returns the shape of `Lookups.counts` for a batch of so many rows."""
+        """Return the shape of `Lookups.counts` for a batch of so many rows."""
         return (rows, len(self.pooled)) if self.has_lists else (0, 0)
 
     @cached_property
@@ -149,7 +149,7 @@ class TableGroup:
         return {table.name: first for table, first in zip(self.tables, [0, *ends], strict=False)}
 
     def key_of(self, table: str) -> str:
-        """Returns the key of a table's rows (see `TableRows`)."""
+        """Return the key of a table's rows (see `TableRows`)."""
         return f"{self.name}/{table}"
 
     @cached_property
@@ -246,7 +246,7 @@ class LookupFinder:
         self._order = np.argsort(np.argsort([feature.multihot for feature in pooled], kind="stable"))
 
     def find(self, ids: Ids) -> Lookups[np.ndarray]:
-        """Returns what the group looks up for the ids of a batch."""
+        """Return what the group looks up for the ids of a batch."""
         group, batch = self._group, len(ids.onehot)
         rows, slots, counts, weights = self._pooled(ids)
         if not group.is_trained and not self._are_fetched:  # neither exchanged nor updated
@@ -280,7 +280,7 @@ class LookupFinder:
         )
 
     def _pooled(self, ids: Ids) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the row of each id outside of sequences, and its slot, with the counts and weights of `Lookups`."""
+        """Return the row of each id outside of sequences, and its slot, with the counts and weights of `Lookups`."""
         group, first_rows = self._group, self._first_rows[: len(self._group.pooled)]
         own = ids.onehot if len(self._onehot) == ids.onehot.shape[1] else ids.onehot[:, self._onehot]
         weights = np.empty(0, np.float32)
@@ -298,7 +298,7 @@ class LookupFinder:
         return rows, slots, counts, weights
 
     def _in_steps(self, id_lists: Lists) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the row of each id in sequences, and its slot among those of all steps, both [step ids] int64."""
+        """Return the row of each id in sequences, and its slot among those of all steps, both [step ids] int64."""
         lists, first_rows = id_lists.select(self._in_sequences), self._first_rows[len(self._group.pooled) :]
         repeats = lists.lengths.reshape(-1)
         first_slots = self._group.steps * np.arange(len(lists))[:, np.newaxis] + self._first_steps
@@ -306,7 +306,7 @@ class LookupFinder:
         return lists.values + np.repeat(np.tile(first_rows, len(lists)), repeats), slots
 
     def _weights_of(self, slots: np.ndarray, number_lists: Lists) -> np.ndarray:
-        """Returns the weight of each id, [ids] float32, given their slots and the weights of a batch."""
+        """Return the weight of each id, [ids] float32, given their slots and the weights of a batch."""
         is_weighted = self._group.weighted[slots % len(self._group.pooled)]
         weights = np.ones(len(slots), np.float32)
         # The lists of the group's weighted features follow one another as their slots do.
@@ -314,7 +314,7 @@ class LookupFinder:
         return weights
 
     def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the distinct rows sorted by holder, each row's position among them, and their number per holder."""
+        """Return the distinct rows sorted by holder, each row's position among them, and their number per holder."""
         numbers = np.arange(len(rows), dtype=np.int32)
         with self._lock:
             self._numbers[rows] = numbers  # the last of a row's ids remains

@@ -46,7 +46,7 @@ class NormalTable:
         return max(1, BLOCK_VALUES // self.table.shape[1])
 
     def draw(self, block: int) -> tuple[int, np.ndarray]:
-        """Draws a block and keeps the rows of this worker, which thus do not depend on the number of workers.
+        """Draw a block and keep the rows of this worker, which thus do not depend on the number of workers.
 
         Returns:
             Index of the first of these rows in the table's variable, and the rows [n, width] float32.
@@ -67,7 +67,7 @@ class NormalTable:
 
 
 def draw_tables(tables: Sequence[NormalTable]) -> None:
-    """Overwrites the variables of tables with their initial values, on all cores."""
+    """Overwrite the variables of tables with their initial values, on all cores."""
     blocks = [(table, block) for table in tables for block in range(table.blocks)]
     total = sum(_FLOAT_BYTES * math.prod(each.table.shape) // each.table.workers for each in tables)
     with byte_progress("drawing initial values", total) as done:
@@ -82,7 +82,7 @@ def draw_tables(tables: Sequence[NormalTable]) -> None:
 
 
 def _draw_truncated(rng: np.random.Generator, values: np.ndarray) -> None:
-    """Draws normal values of deviation 1, and those beyond CUT again, until none is left. values: [n] float32."""
+    """Draw normal values of deviation 1, and those beyond CUT again, until none is left. values: [n] float32."""
     rng.standard_normal(dtype=np.float32, out=values)
     beyond = np.flatnonzero(np.abs(values) > CUT)
     while beyond.size:

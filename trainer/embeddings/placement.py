@@ -23,5 +23,5 @@ class HostTables:
     smallest_cache: int = SMALLEST_CACHE
 
     def places(self, rows: int) -> int:
-        """Returns how many of so many rows the cache has places for."""
+        """Return how many of so many rows the cache has places for."""
         return max(1, min(rows, max(self.smallest_cache, int(self.cached_share * rows))))

@@ -8,7 +8,7 @@ from trainer.embeddings.tables import EmbeddingTables
 
 
 def fill_from_files(embeddings: EmbeddingTables, spec: FeatureSpec) -> Iterator[str]:
-    """Overwrites this worker's rows of the ids that the files have; those of other ids stay zeros.
+    """Overwrite this worker's rows of the ids that the files have; those of other ids stay zeros.
 
     Memory is bounded by a block of a file. Every worker reads the files by itself, so that no rows are sent.
 

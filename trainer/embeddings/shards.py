@@ -49,11 +49,11 @@ class Shards:
     smallest: int = SMALLEST_SHARDED
 
     def holds_part_of(self, rows: int) -> bool:
-        """Returns whether a table with this number of rows is sharded."""
+        """Return whether a table with this number of rows is sharded."""
         return self.workers > 1 and rows >= self.smallest
 
     def routes(self, rows: Mapping[int, tf.Tensor], per_holder: Mapping[int, tf.Tensor]) -> Routes:
-        """Tells the workers which of their rows this one looks up. A collective.
+        """Tell the workers which of their rows this one looks up. A collective.
 
         Args:
             rows: number of a group -> the distinct rows that this worker looks up, sorted by holder, [n] int64.
@@ -70,7 +70,7 @@ class Shards:
         return Routes(per_holder, answered, dict(zip(rows, own_rows, strict=True)))
 
     def fetch(self, answers: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:
-        """Fetches rows from the workers that hold them. A collective.
+        """Fetch rows from the workers that hold them. A collective.
 
         Args:
             answers: the rows of `routes.rows` of this worker's tables, [n, width] float32, each with the number of its
@@ -83,7 +83,7 @@ class Shards:
         return self._swap(answers, routes.answered, routes.fetched)
 
     def deliver(self, gradients: Sequence[tuple[int, tf.Tensor]], routes: Routes) -> list[tf.Tensor]:
-        """Sends gradients to the workers that hold their rows. A collective.
+        """Send gradients to the workers that hold their rows. A collective.
 
         Args:
             gradients: gradients of the rows that this worker has fetched, [n, width] float32, each with the number of
@@ -97,7 +97,7 @@ class Shards:
         return self._swap(gradients, routes.fetched, routes.answered)
 
     def _swap_counts(self, counts: Mapping[int, tf.Tensor]) -> dict[int, tf.Tensor]:
-        """Exchanges a number per group and worker; returns those received per group, [workers] int32."""
+        """Exchange a number per group and worker; return those received per group, [workers] int32."""
         with tf.device("/CPU:0"):  # sizes of tensors have to be known on the host
             by_worker = tf.stack(list(counts.values()), axis=1)  # [workers, groups]
             received = self.exchange(tf.reshape(by_worker, [-1]), tf.constant([len(counts)] * self.workers))
@@ -111,7 +111,7 @@ class Shards:
         sent: Mapping[int, tf.Tensor],
         received: Mapping[int, tf.Tensor],
     ) -> list[tf.Tensor]:
-        """Exchanges the rows of several tensors in a single collective.
+        """Exchange the rows of several tensors in a single collective.
 
         Args:
             tensors: [rows, width] float32, each with the number of its group; the rows for worker 0 first.

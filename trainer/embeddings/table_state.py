@@ -18,10 +18,10 @@ class TableState(Protocol):
     """The rows of a table and of its optimizer state, which a step reads and overwrites."""
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """Returns rows of some variables by name, [n, ...] each; rows [n] int64 need not be distinct."""
+        """Return rows of some variables by name, [n, ...] each; rows [n] int64 need not be distinct."""
 
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """Overwrites distinct rows [n] int64 of every variable; values are [n, ...], by name."""
+        """Overwrite distinct rows [n] int64 of every variable; values are [n, ...], by name."""
 
 
 class DeviceState:
@@ -35,11 +35,11 @@ class DeviceState:
         self._variables = variables
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """Returns rows [n] int64 of some variables by name, [n, ...] each."""
+        """Return rows [n] int64 of some variables by name, [n, ...] each."""
         return {name: tf.gather(self._variables[name], rows) for name in names}
 
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """Overwrites distinct rows [n] int64 of every variable; values are [n, ...], by name."""
+        """Overwrite distinct rows [n] int64 of every variable; values are [n, ...], by name."""
         for name, own in values.items():
             scatter(self._variables[name], rows, own)
 
@@ -94,13 +94,13 @@ class HostState:
         return CacheUse(*self._use.numpy().tolist())
 
     def forget(self) -> None:
-        """Empties the cache."""
+        """Empty the cache."""
         with tf.device(HOST):
             self._owners.assign(tf.fill([self._places], tf.constant(NOBODY, tf.int64)))
             self._credits.assign(tf.zeros([self._places], tf.int64))
 
     def read(self, rows: tf.Tensor, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """Returns rows [n] int64 of some variables by name, [n, ...] each, from the cache where it has them."""
+        """Return rows [n] int64 of some variables by name, [n, ...] each, from the cache where it has them."""
         with tf.device(HOST):
             rows = tf.identity(rows)
             places = rows % self._places
@@ -123,7 +123,7 @@ class HostState:
         return values
 
     def write(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """Overwrites distinct rows [n] int64 on the host and in the cache; values are [n, ...], by name."""
+        """Overwrite distinct rows [n] int64 on the host and in the cache; values are [n, ...], by name."""
         with tf.device(HOST):
             rows = tf.identity(rows)
             for name, own in values.items():
@@ -131,7 +131,7 @@ class HostState:
         self._keep(rows, values)
 
     def _keep(self, rows: tf.Tensor, values: Mapping[str, tf.Tensor]) -> None:
-        """Puts rows into the cache: those that have a place there, and those that take one over."""
+        """Put rows into the cache: those that have a place there, and those that take one over."""
         with tf.device(HOST):
             places = rows % self._places
             owners = tf.gather(self._owners, places)
@@ -147,7 +147,7 @@ class HostState:
             scatter(self._cached[name], places, tf.gather(own, kept))
 
     def _take_over(self, places: tf.Tensor, rows: tf.Tensor, was_cached: tf.Tensor) -> None:
-        """Settles the credits of the places [n] of rows [n], and who owns them from now on."""
+        """Settle the credits of the places [n] of rows [n], and who owns them from now on."""
         own, wanted = places[was_cached], places[~was_cached]
         # Of several rows for a place, all write the same credits, in whatever order.
         scatter(self._credits, own, tf.minimum(tf.gather(self._credits, own) + 1, MOST_CREDITS))
@@ -165,5 +165,5 @@ def _empty(shape: tuple[int, ...], dtype: tf.DType) -> tf.Variable:
 
 
 def scatter(variable: tf.Variable, rows: tf.Tensor, values: tf.Tensor) -> None:
-    """Overwrites rows [n] int64 of a variable by values [n, ...]."""
+    """Overwrite rows [n] int64 of a variable by values [n, ...]."""
     tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)

@@ -63,7 +63,7 @@ class StoredRows(Protocol):
     """The rows of a variable, as an export stores them."""
 
     def read(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Returns some rows, [*numbers, width] float32.
+        """Return some rows, [*numbers, width] float32.
 
         Args:
             numbers: numbers of the rows, int64; one out of range is an error, as for any lookup on a CPU.
@@ -151,15 +151,15 @@ class EmbeddingTables(keras.layers.Layer):
     # The tables
 
     def is_sharded(self, group: TableGroup) -> bool:
-        """Returns whether this worker holds only a part of the group's rows."""
+        """Return whether this worker holds only a part of the group's rows."""
         return self.shards is not None and self.shards.holds_part_of(group.tables[0].rows)
 
     def is_on_host(self, group: TableGroup) -> bool:
-        """Returns whether the group's rows are in host memory, although a step computes on a device."""
+        """Return whether the group's rows are in host memory, although a step computes on a device."""
         return group.name in self.host.groups
 
     def _are_fetched(self, group: TableGroup) -> bool:
-        """Returns whether a step looks up the ids of the group in a copy of their rows, from workers or the host."""
+        """Return whether a step looks up the ids of the group in a copy of their rows, from workers or the host."""
         return self.is_sharded(group) or self.is_on_host(group)
 
     @property
@@ -182,14 +182,14 @@ class EmbeddingTables(keras.layers.Layer):
         return list(enumerate(self.frozen_variables, start=len(self.deep_variables)))
 
     def tables(self) -> dict[str, TableRows]:
-        """Returns all tables by name: embeddings/deep.TABLE, embeddings/vector.FEATURE and embeddings/wide.FEATURE."""
+        """Return all tables by name: embeddings/deep.TABLE, embeddings/vector.FEATURE and embeddings/wide.FEATURE."""
         found: dict[str, TableRows] = {}
         for _, variable in (*self.group_variables, *self.frozen_groups):
             found |= self.split(variable.path, {"": variable.value})
         return found
 
     def vector_tables(self) -> dict[str, TableRows]:
-        """Returns the rows of the vectors that are looked up, by feature."""
+        """Return the rows of the vectors that are looked up, by feature."""
         variables = [*self.deep_variables, *self.frozen_variables]
         found: dict[str, TableRows] = {}
         for index in range(len(self.deep_groups), len(variables)):
@@ -197,7 +197,7 @@ class EmbeddingTables(keras.layers.Layer):
         return found
 
     def split(self, path: str, variables: dict[str, tf.Variable]) -> dict[str, TableRows]:
-        """Returns the tables in variables that have the rows of a group: its weights or its optimizer state.
+        """Return the tables in variables that have the rows of a group: its weights or its optimizer state.
 
         Args:
             path: path of the group's deep, vector or wide variable.
@@ -216,7 +216,7 @@ class EmbeddingTables(keras.layers.Layer):
         }
 
     def _rows_of(self, group: TableGroup, variable: tf.Variable) -> dict[str, TableRows]:
-        """Returns each table's rows in a variable that has the rows of a group."""
+        """Return each table's rows in a variable that has the rows of a group."""
         return {
             name: TableRows(variable, group.first_rows[name], rows, *self._holders(group), group.key_of(name))
             for name, rows, *_ in group.tables
@@ -225,7 +225,7 @@ class EmbeddingTables(keras.layers.Layer):
     # Lookup and pooling
 
     def lookup_specs(self, rows: int | None) -> tuple[Lookups[tf.TensorSpec], ...]:
-        """Returns the types of `lookups` as tensors, for the signatures of graphs.
+        """Return the types of `lookups` as tensors, for the signatures of graphs.
 
         Args:
             rows: number of rows of a batch; None if it varies.
@@ -248,11 +248,11 @@ class EmbeddingTables(keras.layers.Layer):
         return tuple(spec(group) for group in self.groups)
 
     def lookups(self, ids: Ids) -> tuple[Lookups[np.ndarray], ...]:
-        """Finds what each group looks up for the ids of a batch, on the host."""
+        """Find what each group looks up for the ids of a batch, on the host."""
         return tuple(finder.find(ids) for finder in self._finders)
 
     def routes(self, lookups: Sequence[Lookups]) -> Routes:
-        """Tells the workers that hold rows of sharded tables which of them this one looks up. A collective then."""
+        """Tell the workers that hold rows of sharded tables which of them this one looks up. A collective then."""
         if self.shards is None:
             return Routes({}, {}, {})
         sharded = {n: found for n, found in enumerate(lookups) if self.is_sharded(self.groups[n])}
@@ -262,7 +262,7 @@ class EmbeddingTables(keras.layers.Layer):
     def sources(
         self, routes: Routes, lookups: Sequence[Lookups], cached: Mapping[str, HostState] | None = None
     ) -> EmbeddingRows:
-        """Returns what the ids are looked up in. A collective if tables are sharded, whose rows it fetches.
+        """Return what the ids are looked up in. A collective if tables are sharded, whose rows it fetches.
 
         Args:
             routes: what `routes` returns for the lookups of the batch.
@@ -288,7 +288,7 @@ class EmbeddingTables(keras.layers.Layer):
     def _rows_of_worker(
         self, group: TableGroup, variable: keras.Variable, rows: tf.Tensor, cached: Mapping[str, HostState] | None
     ) -> tf.Tensor:
-        """Returns copies of rows [n] of those that this worker holds of a group, [n, width] float32."""
+        """Return copies of rows [n] of those that this worker holds of a group, [n, width] float32."""
         if not self.is_on_host(group):
             return _looked_up(variable.value, rows)
         if cached is not None:
@@ -297,7 +297,7 @@ class EmbeddingTables(keras.layers.Layer):
             return _looked_up(variable.value, tf.identity(rows))
 
     def pool(self, sources: EmbeddingRows, lookups: Sequence[Lookups]) -> Pooled:
-        """Pools the rows of each slot, times the weights of the ids: a slot without ids gets zeros."""
+        """Pool the rows of each slot, times the weights of the ids: a slot without ids gets zeros."""
         deep = [
             self._sum_slots(self.groups[index], source, lookups[index]) for index, source in enumerate(sources.deep)
         ]
@@ -318,7 +318,7 @@ class EmbeddingTables(keras.layers.Layer):
         return Pooled(combined[:trained], (tf.add_n(wide),) if wide else (), tuple(steps), combined[trained:])
 
     def spread(self, gradients: Pooled, lookups: Sequence[Lookups]) -> EmbeddingRows:
-        """Returns the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
+        """Return the gradients of the rows from those of the pooled embeddings: the transpose of `pool`."""
         deep, steps = self._combined(gradients.deep, lookups), iter(gradients.steps)
         of_deep = []
         for index, slots in enumerate(deep):
@@ -335,7 +335,7 @@ class EmbeddingTables(keras.layers.Layer):
     def pool_padded(
         self, ids: tf.Tensor, weights: tf.Tensor | None = None, layout: InputSchema | None = None
     ) -> Pooled:
-        """Looks up and pools ids in a graph without host code, as exports need it.
+        """Look up and pool ids in a graph without host code, as exports need it.
 
         Args:
             ids: [batch, id columns] int32 or int64; padding is below 0. Sequences begin with their newest step.
@@ -376,14 +376,14 @@ class EmbeddingTables(keras.layers.Layer):
         return Pooled(tuple(deep[:trained]), (tf.add_n(wide),) if wide else (), tuple(steps), tuple(deep[trained:]))
 
     def _read(self, variable: keras.Variable, numbers: tf.Tensor) -> tf.Tensor:
-        """Returns rows of a variable, or of what an export stores in its place, [*numbers, width] float32."""
+        """Return rows of a variable, or of what an export stores in its place, [*numbers, width] float32."""
         stored = self.stored.get(variable.path)
         return _looked_up(variable.value, numbers) if stored is None else stored.read(numbers)
 
     def _padded_rows(
         self, group: TableGroup, layout: InputSchema, ids: tf.Tensor, weights: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
+        """Return the rows that padded ids [batch, id columns] int64 look up in a group, and the weight of each.
 
         Returns:
             Row numbers [batch, columns] int64, and weights [batch, columns, 1] float32, 0 for padding.
@@ -405,7 +405,7 @@ class EmbeddingTables(keras.layers.Layer):
         return rows, tf.where(own >= 0, of_ids, 0.0)[:, :, tf.newaxis]
 
     def _pool_columns(self, group: TableGroup, rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """Pools rows [batch, columns, width], times their weights [batch, columns, 1], of features not in sequences.
+        """Pool rows [batch, columns, width], times their weights [batch, columns, 1], of features not in sequences.
 
         Returns:
             [batch, pooled features, width].
@@ -423,7 +423,7 @@ class EmbeddingTables(keras.layers.Layer):
         return tf.stack(pooled, axis=1)
 
     def _sum_slots(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
-        """Sums the rows that each slot of pooled features looks up, [batch, pooled features, width]."""
+        """Sum the rows that each slot of pooled features looks up, [batch, pooled features, width]."""
         features, width = len(group.pooled), source.shape[1]
         if not features:
             return tf.zeros([tf.shape(lookups.steps[0])[0] // group.steps, 0, width])
@@ -438,13 +438,13 @@ class EmbeddingTables(keras.layers.Layer):
         return tf.reshape(per_id, [-1, features, width])
 
     def _steps(self, group: TableGroup, source: tf.Tensor | tf.Variable, lookups: Lookups) -> tf.Tensor:
-        """Returns the row of each step of a group's sequences, [batch, steps, width]."""
+        """Return the row of each step of a group's sequences, [batch, steps, width]."""
         if self._are_fetched(group):
             source = tf.pad(source, [[0, 1], [0, 0]])  # a row for padding: a batch may have no other one
         return tf.reshape(tf.gather(source, lookups.steps[0]), [-1, group.steps, source.shape[1]])
 
     def _sum_rows(self, index: int, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tf.Tensor:
-        """Sums the gradients of the slots that look up each row of a group, [rows, width].
+        """Sum the gradients of the slots that look up each row of a group, [rows, width].
 
         Args:
             index: number of the group.
@@ -458,7 +458,7 @@ class EmbeddingTables(keras.layers.Layer):
         return _sum_segments(per_id, found.row_positions, tf.shape(found.rows)[0])
 
     def _combined(self, slots: Sequence[tf.Tensor], lookups: Sequence[Lookups]) -> tuple[tf.Tensor, ...]:
-        """Divides sums of deep rows, [batch, features, width] per group, by their ids' weights for the combiner mean.
+        """Divide sums of deep rows, [batch, features, width] per group, by their ids' weights for the combiner mean.
 
         Gradients are divided in the same way, from those of the means to those of the rows.
         """
@@ -472,7 +472,7 @@ class EmbeddingTables(keras.layers.Layer):
         return tuple(combined)
 
     def _takes_means(self, feature: CategoricalInput) -> bool:
-        """Returns whether the deep part takes the mean over a feature's ids, not their sum."""
+        """Return whether the deep part takes the mean over a feature's ids, not their sum."""
         return feature.multihot and (feature.combiner or self.combiner) == "mean"
 
     # Creation
@@ -480,7 +480,7 @@ class EmbeddingTables(keras.layers.Layer):
     def _variable(
         self, part: str, group: TableGroup, width: int, *, overwritten: bool, dtype: str = "float32"
     ) -> keras.Variable:
-        """Creates this worker's rows of a group: zeros, or without values if these are overwritten."""
+        """Create this worker's rows of a group: zeros, or without values if these are overwritten."""
         rank, workers = self._holders(group)
         # ceil((rows - rank) / workers) rows: those with number % workers == rank.
         shape = (-((rank - group.rows) // workers), width)
@@ -493,17 +493,17 @@ class EmbeddingTables(keras.layers.Layer):
             return self.add_weight(shape=shape, initializer=initializer, dtype=dtype, name=name, trainable=is_trained)
 
     def _holders(self, group: TableGroup) -> tuple[int, int]:
-        """Returns this worker's position among the workers that share a group's rows, and their number."""
+        """Return this worker's position among the workers that share a group's rows, and their number."""
         return (self.shards.rank, self.shards.workers) if self.shards and self.is_sharded(group) else (0, 1)
 
 
 def _looked_up(source: tf.Tensor | tf.Variable, rows: tf.Tensor) -> tf.Tensor:
-    """Returns rows of a source, [*rows, width] float32: of those that are float16, only these become float32."""
+    """Return rows of a source, [*rows, width] float32: of those that are float16, only these become float32."""
     return tf.cast(tf.gather(source, rows), tf.float32)
 
 
 def _sum_segments(values: tf.Tensor, segments: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Sums values [n, width] with the same segment, where segments [n] ascend.
+    """Sum values [n, width] with the same segment, where segments [n] ascend.
 
     Args:
         values: [n, width] float32.

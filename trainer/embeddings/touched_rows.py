@@ -24,18 +24,18 @@ class TouchedRows:
         self._marks = [np.zeros(group.rows if group.is_trained else 0, np.bool_) for group in groups]
 
     def add(self, rows: Sequence[np.ndarray]) -> None:
-        """Marks the rows that a batch looks up, [n] integers for each group."""
+        """Mark the rows that a batch looks up, [n] integers for each group."""
         for group, marks, numbers in zip(self._groups, self._marks, rows, strict=True):
             if group.is_trained:
                 marks[numbers] = True
 
     def clear(self) -> None:
-        """Removes all marks."""
+        """Remove all marks."""
         for marks in self._marks:
             marks.fill(False)
 
     def of_all_workers(self, comm: Comm) -> dict[str, np.ndarray]:
-        """Returns the rows that any worker has marked. A collective.
+        """Return the rows that any worker has marked. A collective.
 
         Returns:
             Key of tables (see `TableRows`) -> ascending numbers of their rows, [n] int64.

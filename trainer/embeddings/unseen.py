@@ -65,7 +65,7 @@ class _Field:
 
     @classmethod
     def of(cls, name: str, features: Sequence[Feature]) -> "_Field":
-        """Describes a field with the given features."""
+        """Describe a field with the given features."""
         rows, names, draws = [], [], 0
         for column, feature in enumerate(features):
             unseen = feature.unseen_ids
@@ -79,16 +79,16 @@ class _Field:
         return cls(name, columns, first_draws, nulls, firsts, counts, tuple(names))
 
     def is_null(self, ids: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Returns which ids [n] are null's, where ids[i] is of the of[i]-th feature."""
+        """Return which ids [n] are null's, where ids[i] is of the of[i]-th feature."""
         return ids == self.null_ids[of]
 
     def is_unseen(self, ids: np.ndarray, of: np.ndarray) -> np.ndarray:
-        """Returns which ids are those of unseen values, likewise."""
+        """Return which ids are those of unseen values, likewise."""
         first = self.unseen_ids[of]
         return (ids >= first) & (ids < first + self.buckets[of])
 
     def ids_in(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a copy of all ids of the features in a batch, [n], and the number of the feature of each one."""
+        """Return a copy of all ids of the features in a batch, [n], and the number of the feature of each one."""
         if self.name == "onehot":
             return batch.onehot[:, self.columns].reshape(-1), np.tile(np.arange(len(self.columns)), len(batch.rows))
         lists = batch.id_lists.select(self.columns.tolist())
@@ -125,7 +125,7 @@ class _Hits(NamedTuple):
     draws: np.ndarray
 
     def keep(self, kept: np.ndarray) -> "_Hits":
-        """Returns those of the hits for which `kept` [hits] is True."""
+        """Return those of the hits for which `kept` [hits] is True."""
         return _Hits(*(array[kept] for array in self))
 
 
@@ -159,7 +159,7 @@ class UnseenIds:
         self._shares: list[_Shares] = []
 
     def replace(self, batch: Batch, epoch: int) -> None:
-        """Replaces ids of a batch in place."""
+        """Replace ids of a batch in place."""
         if not self._shares:
             sample = self._sample()
             self._shares = [self._shares_of(field, sample) for field in self._fields]
@@ -177,7 +177,7 @@ class UnseenIds:
                 batch.numerical[hits.rows[hits.features == numbers.feature], numbers.slot] = numbers.value
 
     def _shares_of(self, field: _Field, sample: Batch) -> _Shares:
-        """Returns what to replace in a field, given a sample of the training rows."""
+        """Return what to replace in a field, given a sample of the training rows."""
         ids, of = field.ids_in(sample)
         every = np.ones(len(ids), bool)
         given, nulls, unseen = (
@@ -191,7 +191,7 @@ class UnseenIds:
 
 
 def _hits_in_columns(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
-    """Returns the one-hot ids to replace, given the threshold of each feature and the hash of each row."""
+    """Return the one-hot ids to replace, given the threshold of each feature and the hash of each row."""
     words = np.arange(-(-len(thresholds) // DRAWS_PER_WORD), dtype=np.uint64)
     draws = mix(hashes[:, np.newaxis] ^ words).view(np.uint16)[:, : len(thresholds)]  # [batch, n]
     rows, features = np.nonzero(draws < thresholds)
@@ -199,7 +199,7 @@ def _hits_in_columns(field: _Field, thresholds: np.ndarray, batch: Batch, hashes
 
 
 def _hits_in_lists(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: np.ndarray) -> _Hits:
-    """Returns the ids in lists to replace, likewise. The draws are as those of columns, one for each id of a list."""
+    """Return the ids in lists to replace, likewise. The draws are as those of columns, one for each id of a list."""
     lists, first_draws, features = batch.id_lists, field.first_draws, len(field.columns)
     lengths = lists.lengths[:, field.columns]  # [batch, n]
     # A word has several draws. For each list, those words are hashed that have draws of its ids.
@@ -220,7 +220,7 @@ def _hits_in_lists(field: _Field, thresholds: np.ndarray, batch: Batch, hashes: 
 
 
 def _new_ids(field: _Field, shares: _Shares, features: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Returns the ids that replace those of the given features [n] of the field; the hashes [n] choose among them."""
+    """Return the ids that replace those of the given features [n] of the field; the hashes [n] choose among them."""
     buckets = np.maximum(field.buckets[features], 1)
     unseen = field.unseen_ids[features] + (hashes % buckets.astype(np.uint64)).astype(np.int64)
     is_draw = (hashes >> np.uint64(32)) % np.uint64(NULL_ONE_IN) == 0

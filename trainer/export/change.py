@@ -37,7 +37,7 @@ class Predicted(NamedTuple):
 
 
 def converted(saved: LoadedModel, request: Request) -> dict[str, Any]:
-    """Converts the tables of a model to the type of an export, and measures and prints the change.
+    """Convert the tables of a model to the type of an export, and measure and print the change.
 
     The change is measured on all rows of the mapping `test`; without a dataset, on random rows.
 
@@ -64,7 +64,7 @@ def converted(saved: LoadedModel, request: Request) -> dict[str, Any]:
 
 
 def _changes(tasks: Sequence[Task], before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """Returns the largest change of a prediction of each task, from logits [rows, outputs]."""
+    """Return the largest change of a prediction of each task, from logits [rows, outputs]."""
     old, new = (expected_predictions(tasks, logits) for logits in (before, after))
     return {task.name: difference(new[task.name], old[task.name]) for task in tasks}
 
@@ -81,7 +81,7 @@ def _show(report: Mapping[str, Any], dtype: ExportDtype) -> None:
 
 
 def _check(report: Mapping[str, Any], dtype: ExportDtype) -> None:
-    """Raises an ExportDiffers if a prediction changes too much."""
+    """Raise an ExportDiffers if a prediction changes too much."""
     changes, limit = report["largest_change"], report["max_change"]
     name = max(changes, key=lambda name: math.inf if math.isnan(changes[name]) else changes[name])
     if not changes[name] <= limit:  # also true for NaN
@@ -93,13 +93,13 @@ def _check(report: Mapping[str, Any], dtype: ExportDtype) -> None:
 
 
 def _table_bytes(saved: LoadedModel) -> int:
-    """Returns the size of all tables as they are stored."""
+    """Return the size of all tables as they are stored."""
     arrays = [array for table in tables_of(saved.model).values() for array in table.arrays]
     return sum(math.prod(array.shape) * array.dtype.size for array in arrays)
 
 
 def _predict(saved: LoadedModel, loader: ParquetLoader | None) -> Predicted:
-    """Predicts the rows of a loader, or random rows without one."""
+    """Predict the rows of a loader, or random rows without one."""
     if loader is None:
         return Predicted(saved.model(*random_rows(saved.layout, ROWS)).numpy(), {})
     evaluation, logits = Evaluation(saved.tasks, with_group=False), []
@@ -112,7 +112,7 @@ def _predict(saved: LoadedModel, loader: ParquetLoader | None) -> Predicted:
 
 
 def _batches(saved: LoadedModel, loader: ParquetLoader) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields logits, labels and weights of each batch, without padding rows."""
+    """Yield logits, labels and weights of each batch, without padding rows."""
     model = tf.function(saved.model.call, autograph=False)
     with closing(loader.epoch(0)) as batches:
         for batch in batches:

@@ -41,7 +41,7 @@ class Check:
     numbers: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     def wanted(self, found: Arrays, rows: slice) -> dict[str, np.ndarray]:
-        """Returns what some rows should give.
+        """Return what some rows should give.
 
         The score is computed from the export's own predictions: a formula may enlarge their rounding errors to any
         extent.
@@ -57,7 +57,7 @@ class ExportDiffers(RuntimeError):
 
 
 def expected_predictions(tasks: Sequence[Task], logits: np.ndarray) -> dict[str, np.ndarray]:
-    """Converts logits to predictions by task.
+    """Convert logits to predictions by task.
 
     Args:
         tasks: the model's tasks.
@@ -70,7 +70,7 @@ def expected_predictions(tasks: Sequence[Task], logits: np.ndarray) -> dict[str,
 
 
 def largest_difference(check: Check) -> float:
-    """Returns the largest difference between actual and expected predictions.
+    """Return the largest difference between actual and expected predictions.
 
     Differences are absolute, but relative for expected values beyond 1. All rows are predicted in one batch, and the
     first row once more on its own, which would fail with a fixed batch size.
@@ -95,11 +95,11 @@ def largest_difference(check: Check) -> float:
 
 
 def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Returns the largest difference, absolute, but relative where a wanted value is beyond 1; NaN if there is any."""
+    """Return the largest difference, absolute, but relative where a wanted value is beyond 1; NaN if there is any."""
     return float(np.max(np.abs(found - wanted) / np.maximum(1, np.abs(wanted)), initial=0))
 
 
 def _difference_of_scores(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Returns the difference of scores, which may be NaN or infinite in both."""
+    """Return the difference of scores, which may be NaN or infinite in both."""
     same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
     return difference(found[~same], wanted[~same])

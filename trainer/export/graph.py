@@ -12,7 +12,7 @@ from trainer.tasks.score import predicted_in_graph
 
 
 def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFunction:
-    """Creates the function that predicts from encoded features.
+    """Create the function that predicts from encoded features.
 
     An id outside [0, cardinality) counts as an unseen value; without an id for these, it makes the embedding lookup
     fail. In multi-hot rows, negative ids are padding.
@@ -31,7 +31,7 @@ def encoded_function(saved: LoadedModel) -> tf.types.experimental.PolymorphicFun
 
 
 def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]:
-    """Predicts from the model's input matrices.
+    """Predict from the model's input matrices.
 
     Returns:
         Predictions [batch, width] float32 by task name, and the score [batch, 1] float32 if there is one.
@@ -40,7 +40,7 @@ def predictions(saved: LoadedModel, inputs: ModelInputs) -> dict[str, tf.Tensor]
 
 
 def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInputs:
-    """Concatenates the inputs of `inputs_of`, by name, to the model's input matrices."""
+    """Concatenate the inputs of `inputs_of`, by name, to the model's input matrices."""
     rows = tf.shape(next(iter(features.values())))[0]
     ids = [features[columns.name] for columns in layout.categorical] or [tf.zeros([rows, 0], tf.int32)]
     numerical = [features[name] for name in layout.numerical] or [tf.zeros([rows, 0])]
@@ -52,7 +52,7 @@ def matrices(layout: InputSchema, features: Mapping[str, tf.Tensor]) -> ModelInp
 
 
 def _with_known_ids(layout: InputSchema, inputs: ModelInputs) -> ModelInputs:
-    """Replaces ids out of range by those of unseen values, in all columns at once.
+    """Replace ids out of range by those of unseen values, in all columns at once.
 
     Without an id of unseen values, the lookup has to fail. The model treats all negative ids as padding, which is
     invalid for single-id features: they become the id after the last one.

@@ -33,7 +33,7 @@ ALIGNMENT = 2**16
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
-    """Writes DIR/model.onnx and, if the tables are large, DIR/model.onnx.data."""
+    """Write DIR/model.onnx and, if the tables are large, DIR/model.onnx.data."""
     write_onnx(folder / MODEL_FILE, saved)
     yield rows.check(MODEL_FILE, load_onnx(folder / MODEL_FILE))
 
@@ -41,7 +41,7 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
 def write_onnx(
     path: Path, saved: LoadedModel, function: tf.types.experimental.PolymorphicFunction | None = None
 ) -> None:
-    """Writes a forward pass.
+    """Write a forward pass.
 
     Tables of more than MAX_EMBEDDED_BYTES are written, block by block, to a file beside it; all other weights are
     embedded.
@@ -70,13 +70,13 @@ def write_onnx(
 
 
 def share_onnx(path: Path, folder: Path) -> None:
-    """Makes the files of a written model appear in another folder: as hard links, else as copies."""
+    """Make the files of a written model appear in another folder: as hard links, else as copies."""
     _share(path, folder)
     share_tables(path, folder)
 
 
 def share_tables(path: Path, folder: Path) -> None:
-    """Makes the file of tables beside a written model, if there is one, appear in another folder, as `share_onnx` does.
+    """Make the file of tables beside a written model, if there is one, appear in another folder, as `share_onnx` does.
 
     One that is there is replaced: it has the same bytes for all functions of a model.
     """
@@ -93,7 +93,7 @@ def _share(file: Path, folder: Path) -> None:
 
 
 def load_onnx(path: Path) -> Predict:
-    """Loads an ONNX file into onnxruntime, as a server would, and returns its prediction function."""
+    """Load an ONNX file into onnxruntime, as a server would, and return its prediction function."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -106,7 +106,7 @@ def load_onnx(path: Path) -> Predict:
 def _function_of_tables(
     saved: LoadedModel, function: tf.types.experimental.PolymorphicFunction
 ) -> tuple[tf.types.experimental.PolymorphicFunction, dict[str, tf.Variable]]:
-    """Returns a function with the arrays of the model's tables as further inputs, and these by name.
+    """Return a function with the arrays of the model's tables as further inputs, and these by name.
 
     The converter would copy captured tables several times.
     """
@@ -134,13 +134,13 @@ def _function_of_tables(
 
 
 def _captured_constants(function: tf.types.experimental.PolymorphicFunction) -> dict[str, tf.Tensor]:
-    """Returns the constants that a function captures, by name. The converter turns them into inputs."""
+    """Return the constants that a function captures, by name. The converter turns them into inputs."""
     captures = function.get_concrete_function().graph.captures
     return {inside.name: value for value, inside in captures if value.dtype != tf.resource}
 
 
 def _write_array(file: BinaryIO, name: str, array: tf.Variable) -> onnx.TensorProto:
-    """Appends an array to the file of tables, in blocks of rows, and returns its description."""
+    """Append an array to the file of tables, in blocks of rows, and return its description."""
     file.write(bytes(-file.tell() % ALIGNMENT))
     start, dtype = file.tell(), np.dtype(array.dtype.as_numpy_dtype)
     for block in row_ranges(array.shape, dtype):

@@ -30,7 +30,7 @@ class Port:
 
 
 def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
-    """Returns one input per feature: ids (lists are padded with -1), weights, numbers of steps, vectors and numbers."""
+    """Return one input per feature: ids (lists are padded with -1), weights, numbers of steps, vectors and numbers."""
     ids = (Port(columns.name, "int32", columns.hotness) for columns in layout.categorical)
     weights = (Port(columns.weights, "float32", columns.hotness) for columns in layout.weighted)
     numbers = (Port(name, "float32", places.stop - places.start) for name, places in layout.sequence_numbers.items())
@@ -39,13 +39,13 @@ def inputs_of(layout: InputSchema) -> tuple[Port, ...]:
 
 
 def outputs_of(tasks: Sequence[Task], score: Score | None = None) -> tuple[Port, ...]:
-    """Returns one output per task: a probability, a number, or the class probabilities; then the score, if any."""
+    """Return one output per task: a probability, a number, or the class probabilities; then the score, if any."""
     ports = tuple(Port(task.name, "float32", task.prediction_width) for task in tasks)
     return ports if score is None else (*ports, Port(SCORE, "float32", 1))
 
 
 def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarray]:
-    """Splits a model's input matrices into one array per input of `inputs_of`."""
+    """Split a model's input matrices into one array per input of `inputs_of`."""
     named = {columns.name: inputs.ids[:, columns.start : columns.stop] for columns in layout.categorical}
     named |= {columns.weights: inputs.weights[:, places] for columns, places in layout.weighted.items()}
     named |= {name: inputs.numbers[:, places] for name, places in layout.sequence_numbers.items()}
@@ -54,7 +54,7 @@ def named_inputs(layout: InputSchema, inputs: ModelInputs) -> dict[str, np.ndarr
 
 
 def tensor_names(names: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
-    """Maps the names of features, tasks and raw columns to valid, distinct tensor names, none of them reserved.
+    """Map the names of features, tasks and raw columns to valid, distinct tensor names, none of them reserved.
 
     Names are kept where possible. TensorFlow renames inputs that are not Python identifiers, and does not distinguish
     names that differ only in case. In such names invalid characters are replaced by underscores, and a number is
@@ -87,5 +87,5 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def rows_of(arrays: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
-    """Returns a slice of the rows of named arrays."""
+    """Return a slice of the rows of named arrays."""
     return {name: array[rows] for name, array in arrays.items()}

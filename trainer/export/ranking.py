@@ -26,7 +26,7 @@ Features = Mapping[str, tf.Tensor]
 
 
 def can_rank(layout: InputSchema) -> bool:
-    """Returns whether some inputs are the candidates' and others the request's, as the specification states."""
+    """Return whether some inputs are the candidates' and others the request's, as the specification states."""
     return all(side.has_inputs for side in layout.sides)
 
 
@@ -44,7 +44,7 @@ class RawSides:
 
     @classmethod
     def of(cls, saved: LoadedModel, whole: RawLayout) -> "RawSides":
-        """Divides the raw columns of a model.
+        """Divide the raw columns of a model.
 
         Args:
             saved: the model.
@@ -76,7 +76,7 @@ class RawSides:
 
 
 def find_raw_sides(saved: LoadedModel, whole: RawLayout, what: str) -> RawSides | None:
-    """Returns the raw columns of ranking requests, or None and prints the reason if there are none.
+    """Return the raw columns of ranking requests, or None and print the reason if there are none.
 
     Args:
         saved: the model.
@@ -93,7 +93,7 @@ def find_raw_sides(saved: LoadedModel, whole: RawLayout, what: str) -> RawSides 
 
 
 def rank_function(saved: LoadedModel, *, checked: bool = True) -> tf.types.experimental.PolymorphicFunction:
-    """Creates the function that predicts for the candidates of a request from encoded features.
+    """Create the function that predicts for the candidates of a request from encoded features.
 
     Args:
         saved: the model.
@@ -121,7 +121,7 @@ def rank_function(saved: LoadedModel, *, checked: bool = True) -> tf.types.exper
 def raw_rank_function(
     saved: LoadedModel, sides: RawSides, encoding: RawEncoding
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Creates the function that predicts for the candidates of a request from raw columns.
+    """Create the function that predicts for the candidates of a request from raw columns.
 
     Args:
         saved: the model.
@@ -148,7 +148,7 @@ def raw_rank_function(
 
 
 def _ranked(saved: LoadedModel, request: ModelInputs, candidates: ModelInputs) -> dict[str, tf.Tensor]:
-    """Predicts for the candidates of a request from the input matrices of both sides."""
+    """Predict for the candidates of a request from the input matrices of both sides."""
     logits = saved.model.rank(request, candidates)
     once, each = request.numerical, candidates.numerical
     joined = tf.concat([tf.broadcast_to(once, [tf.shape(each)[0], once.shape[1]]), each], axis=1)
@@ -159,7 +159,7 @@ def _ranked(saved: LoadedModel, request: ModelInputs, candidates: ModelInputs) -
 def _signature(
     inputs: Mapping[str, tuple[int | None, str]], own: Collection[str], *, checked: bool
 ) -> dict[str, tf.TensorSpec]:
-    """Returns the types of inputs, given their widths and types and the names of those that candidates have.
+    """Return the types of inputs, given their widths and types and the names of those that candidates have.
 
     If the graph checks the rows, it must not know how many there are: TensorFlow would remove the check.
     """
@@ -170,7 +170,7 @@ def _signature(
 
 
 def _with_checked_rows(features: Features, own: Collection[str]) -> dict[str, tf.Tensor]:
-    """Returns the inputs of a request, after a check that it has one row and all inputs of candidates as many.
+    """Return the inputs of a request, after a check that it has one row and all inputs of candidates as many.
 
     Args:
         features: the inputs by name.
@@ -195,7 +195,7 @@ def _with_checked_rows(features: Features, own: Collection[str]) -> dict[str, tf
 
 
 def ranked_rows(saved: LoadedModel, rows: ComparedRows) -> ComparedRows:
-    """Returns a request, and the model's row-wise predictions of its candidates.
+    """Return a request, and the model's row-wise predictions of its candidates.
 
     Args:
         saved: the model.
@@ -212,7 +212,7 @@ def ranked_rows(saved: LoadedModel, rows: ComparedRows) -> ComparedRows:
 
 
 def ranked_raw_rows(saved: LoadedModel, whole: RawLayout, sides: RawSides, rows: int) -> ComparedRows:
-    """Returns a random request of raw columns, and the model's row-wise predictions of its candidates.
+    """Return a random request of raw columns, and the model's row-wise predictions of its candidates.
 
     Args:
         saved: the model.

@@ -94,7 +94,7 @@ class RawEncoding(tf.Module):
         )
 
     def matrices(self, raw: Mapping[str, tf.Tensor]) -> ModelInputs:
-        """Encodes raw columns, the inputs of `raw_function`, to the model's input matrices."""
+        """Encode raw columns, the inputs of `raw_function`, to the model's input matrices."""
         made, singles, ends = _Made(), _Singles(self.layout, raw), self._ends(raw)
         for features in self.layout.groups:
             encoder = self.layout.encoders[features[0]]
@@ -121,7 +121,7 @@ class RawEncoding(tf.Module):
         return ModelInputs(tf.cast(ids, tf.int32), numerical, of_ids, of_steps, vector)
 
     def _encode(self, features: Sequence[str], raw: RawValues) -> tf.Tensor:
-        """Encodes the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""
+        """Encode the values of features with encoders of one kind: int64 ids or float32 numbers of their shape."""
         encoders: list[Any] = [_value_encoder(self.layout.encoders[feature]) for feature in features]
         kind = type(encoders[0])
         if kind is Numerical:
@@ -133,7 +133,7 @@ class RawEncoding(tf.Module):
         return _ENCODE[kind](encoders, raw)
 
     def _look_up(self, features: Sequence[str], values: tf.Tensor) -> tf.Tensor:
-        """Looks values up in the tables of their features; returns int64 of the same shape."""
+        """Look values up in the tables of their features; return int64 of the same shape."""
         parts = zip(features, split(values, len(features)), strict=True)
         return joined([self._found(feature, part) for feature, part in parts])
 
@@ -143,13 +143,13 @@ class RawEncoding(tf.Module):
         return self.tables[feature].lookup(values)
 
     def _list(self, column: str, raw: Mapping[str, tf.Tensor]) -> RawValues:
-        """Returns a raw column of lists, [batch, length], padded with nulls."""
+        """Return a raw column of lists, [batch, length], padded with nulls."""
         return _raw_values([self.layout.columns[column]], raw[column])
 
     def _crossed(
         self, encoder: CrossedIds, raw: Mapping[str, tf.Tensor], singles: "_Singles", made: "_Made"
     ) -> RawValues:
-        """Returns the keys of a cross, [batch, 1] int64, not null; with a list [batch, length], null where that is."""
+        """Return the keys of a cross, [batch, 1] int64, not null; with a list [batch, length], null where that is."""
         hashes, null = tf.constant(0, tf.uint64), tf.constant(False)
         for entry in encoder.inputs:
             is_list = entry.name == encoder.list_input
@@ -164,13 +164,13 @@ class RawEncoding(tf.Module):
         return RawValues(keys, tf.broadcast_to(null, tf.shape(keys)))
 
     def _ends(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns which steps of sequences are padding, [batch, length] bool by feature."""
+        """Return which steps of sequences are padding, [batch, length] bool by feature."""
         steps_of = self.layout.steps_of
         made = {columns: self._end(columns, raw) for columns in dict.fromkeys(steps_of.values())}
         return {feature: made[columns] for feature, columns in steps_of.items()}
 
     def _end(self, columns: Sequence[str], raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns which steps come after the last one that has a value in a column, [batch, length] bool."""
+        """Return which steps come after the last one that has a value in a column, [batch, length] bool."""
         lengths = [tf.shape(raw[name])[1] for name in columns]
         message = f"the columns {', '.join(columns)} of a sequence need matrices of the same length"
         checks = [tf.debugging.assert_equal(length, lengths[0], message) for length in lengths[1:]]
@@ -183,19 +183,19 @@ class RawEncoding(tf.Module):
         return tf.equal(following, tf.range(length, 0, -1))
 
     def _padding(self, encoder: Encoder, values: RawValues, raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Returns which items of lists are padding, [batch, length] bool: the nulls, for weights those of their ids."""
+        """Return which items of lists are padding, [batch, length] bool: the nulls, for weights those of their ids."""
         if isinstance(encoder, CrossedIds) or encoder.column not in self.layout.ids_of:
             return values.null
         return self._list(self.layout.ids_of[encoder.column], raw).null
 
     def _add_list(self, name: str, encoded: tf.Tensor, null: tf.Tensor, made: "_Made") -> None:
-        """Adds a list feature, whole for crosses, and cut for the model if this has it."""
+        """Add a list feature, whole for crosses, and cut for the model if this has it."""
         made.lists[name] = encoded, null
         if name in self._widths:
             made.add([name], self._cut(name, encoded, null))
 
     def _cut(self, name: str, encoded: tf.Tensor, null: tf.Tensor) -> tf.Tensor:
-        """Returns ids of lists, [batch, hotness] int64 padded with PAD, or their weights or numbers, float32."""
+        """Return ids of lists, [batch, hotness] int64 padded with PAD, or their weights or numbers, float32."""
         hotness = self._widths[name]
         # Clients pad ids and weights by themselves. Appending `hotness` makes any row long enough for a slice.
         length = tf.maximum(tf.shape(encoded)[1], tf.shape(null)[1]) + hotness
@@ -236,7 +236,7 @@ class _Singles:
             self._hashes = tf.reshape(hash_texts(tf.reshape(texts, [-1])), tf.shape(texts))
 
     def select(self, names: Sequence[str]) -> RawValues:
-        """Returns columns of one type, [batch, names]."""
+        """Return columns of one type, [batch, names]."""
         dtype = self._columns[names[0]].dtype
         whole, places = self._matrices[dtype], self._places(dtype, names)
         hashes = None
@@ -261,16 +261,16 @@ class _Made:
         self._blocks: list[tuple[Sequence[str], tf.Tensor]] = []
 
     def add(self, features: Sequence[str], values: tf.Tensor) -> None:
-        """Adds a block with equally many columns for each feature, [batch, columns]."""
+        """Add a block with equally many columns for each feature, [batch, columns]."""
         self._blocks.append((features, values))
 
     def column(self, feature: str) -> tf.Tensor:
-        """Returns a feature with one column, [batch, 1]."""
+        """Return a feature with one column, [batch, 1]."""
         features, values = next(block for block in self._blocks if feature in block[0])
         return _take(values, [list(features).index(feature)])
 
     def matrix(self, wanted: Sequence[str], rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        """Returns the columns of features of a type in the given order, [rows, columns]."""
+        """Return the columns of features of a type in the given order, [rows, columns]."""
         blocks = [(features, values) for features, values in self._blocks if values.dtype == dtype]
         if not wanted:
             return tf.zeros([rows, 0], dtype)
@@ -285,7 +285,7 @@ class _Made:
 
 
 def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experimental.PolymorphicFunction:
-    """Creates the function that predicts from raw columns.
+    """Create the function that predicts from raw columns.
 
     Returns:
         A tf.function with an input signature, from a dictionary of the raw columns of the layout to a dictionary of
@@ -303,12 +303,12 @@ def raw_function(saved: LoadedModel, encoding: RawEncoding) -> tf.types.experime
 
 
 def _value_encoder(encoder: Encoder) -> Encoder:
-    """Returns the encoder of single values, for a cross that of its keys."""
+    """Return the encoder of single values, for a cross that of its keys."""
     return encoder.encoder if isinstance(encoder, CrossedIds) else encoder
 
 
 def _raw_values(columns: Sequence[RawInput], values: tf.Tensor) -> RawValues:
-    """Returns the values of columns of one type, with times in microseconds."""
+    """Return the values of columns of one type, with times in microseconds."""
     if columns[0].dtype == NUMBER:
         return RawValues(values, tf.math.is_nan(values))
     null = values == (NULL_TEXT if columns[0].dtype == TEXT else NULL_INTEGER)
@@ -320,7 +320,7 @@ def _raw_values(columns: Sequence[RawInput], values: tf.Tensor) -> RawValues:
 
 
 def _take(matrix: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
-    """Returns columns of a matrix, [batch, columns]."""
+    """Return columns of a matrix, [batch, columns]."""
     first, number = places[0], len(places)
     if list(places) == list(range(first, first + number)):
         return matrix if number == matrix.shape[1] else matrix[:, first : first + number]
@@ -328,5 +328,5 @@ def _take(matrix: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
 
 
 def _padded(lists: tf.Tensor, length: tf.Tensor, padding: bool | tf.Tensor) -> tf.Tensor:
-    """Appends padding to rows up to a length."""
+    """Append padding to rows up to a length."""
     return tf.pad(lists, [[0, 0], [0, length - tf.shape(lists)[1]]], constant_values=padding)

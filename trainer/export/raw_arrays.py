@@ -35,7 +35,7 @@ Settings = dict[str, Any]
 
 
 def write_encoders(folder: Path, layout: RawLayout) -> None:
-    """Writes the encoders of a layout into an existing empty folder."""
+    """Write the encoders of a layout into an existing empty folder."""
     groups = [_group(folder, f"group-{number:03}", features, layout) for number, features in enumerate(layout.groups)]
     outputs = {
         port.name: {"dtype": port.dtype, "width": port.width, "keeps_last": port.name in layout.keeps_last}
@@ -115,7 +115,7 @@ def _numbers(encoders: Sequence[Numerical]) -> Settings:
 
 
 def _step(steps: Sequence[Step]) -> list[Any]:
-    """Returns the kind of a step and, by setting, a list of the encoders' values."""
+    """Return the kind of a step and, by setting, a list of the encoders' values."""
     kind = steps[0][0]
     values: list[list[Any]] = [list(entries) for entries in zip(*(step[1:] for step in steps), strict=True)]
     if kind == CLIP:
@@ -141,7 +141,7 @@ _SETTINGS: dict[type[Encoder], Callable[[Any], Settings]] = {
 
 
 def _write_known(folder: Path, name: str, encoders: Sequence[Any], dtype: str) -> Settings:
-    """Writes the known values of encoders and their ids; for `Numerical` positions in tables of numbers."""
+    """Write the known values of encoders and their ids; for `Numerical` positions in tables of numbers."""
     settings: Settings = {}
     if isinstance(encoders[0], Numerical):
         settings["tables"] = []
@@ -166,7 +166,7 @@ def _write_known(folder: Path, name: str, encoders: Sequence[Any], dtype: str) -
 
 
 def _known(encoder: Vocabulary | HashedRanks | Numerical) -> tuple[pa.Array, np.ndarray]:
-    """Returns the known values of an encoder and their ids, [known] int64."""
+    """Return the known values of an encoder and their ids, [known] int64."""
     if isinstance(encoder, Numerical):
         keys = pa.array([], pa.int64()) if encoder.table is None else encoder.table.keys
         return keys, np.arange(len(keys))
@@ -176,7 +176,7 @@ def _known(encoder: Vocabulary | HashedRanks | Numerical) -> tuple[pa.Array, np.
 
 
 def _write_texts(folder: Path, name: str, known: Sequence[tuple[pa.Array, np.ndarray]]) -> None:
-    """Writes the texts of all features of a group, ordered by a mixture of their hash and the feature's salt."""
+    """Write the texts of all features of a group, ordered by a mixture of their hash and the feature's salt."""
     texts = pa.chunked_array([keys.cast(pa.large_string()) for keys, _ in known], pa.large_string()).combine_chunks()
     if isinstance(texts, pa.ChunkedArray):  # without any value
         texts = pa.array([], pa.large_string())

@@ -66,7 +66,7 @@ class RawInput:
 
 
 def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[str, Encoder]:
-    """Returns the encoders of a model's features and of the features that these cross.
+    """Return the encoders of a model's features and of the features that these cross.
 
     Returns:
         Encoders by input name (see `inputs_of`): the model's in the order of its inputs, then the others. A crossed
@@ -92,7 +92,7 @@ def encoders_of(layout: InputSchema, encoders: Mapping[str, Encoder]) -> dict[st
 def raw_inputs_of(
     layout: InputSchema, encoders: Mapping[str, Encoder], readings: Mapping[str, Reading] | None = None
 ) -> dict[str, RawInput]:
-    """Returns the raw columns that the encoders read, by name.
+    """Return the raw columns that the encoders read, by name.
 
     Args:
         layout: input layout of the model.
@@ -118,14 +118,14 @@ def raw_inputs_of(
 
 
 def columns_of(encoder: Encoder) -> tuple[str, ...]:
-    """Returns the names of the raw columns that an encoder reads itself, so not those of features that it crosses."""
+    """Return the names of the raw columns that an encoder reads itself, so not those of features that it crosses."""
     if isinstance(encoder, CrossedIds):
         return tuple(entry.name for entry in encoder.inputs if not entry.is_feature)
     return (encoder.column,)
 
 
 def keys_of(encoder: Encoder) -> pa.Array | None:
-    """Returns the known raw values, int64 or strings; None for an encoder without any."""
+    """Return the known raw values, int64 or strings; None for an encoder without any."""
     keys = None
     if isinstance(encoder, Vocabulary):
         keys = encoder.known_values
@@ -137,12 +137,12 @@ def keys_of(encoder: Encoder) -> pa.Array | None:
 
 
 def makes_lists(encoder: Encoder) -> bool:
-    """Returns whether an encoder makes lists, of lists that it reads or, as a cross, of a list among its inputs."""
+    """Return whether an encoder makes lists, of lists that it reads or, as a cross, of a list among its inputs."""
     return getattr(encoder, "is_list", False)
 
 
 def _reads_lists(encoder: Encoder, column: str) -> bool:
-    """Returns whether an encoder reads a raw column as lists."""
+    """Return whether an encoder reads a raw column as lists."""
     return encoder.list_input == column if isinstance(encoder, CrossedIds) else makes_lists(encoder)
 
 
@@ -256,7 +256,7 @@ class RawLayout:
         raw_spec: RawSpec | None = None,
         known: Mapping[str, RawInput] | None = None,
     ) -> "RawLayout":
-        """Returns the layout of a model.
+        """Return the layout of a model.
 
         Args:
             model: input layout of the model.
@@ -323,7 +323,7 @@ def _groups(encoders: Mapping[str, Encoder], columns: Mapping[str, RawInput]) ->
 
 
 def _kind(encoder: Encoder) -> tuple[Any, ...]:
-    """Returns what encoders of a group have in common."""
+    """Return what encoders of a group have in common."""
     if isinstance(encoder, Vocabulary):
         return Vocabulary, encoder.oov_buckets > 1
     if isinstance(encoder, TimestampIds):
@@ -334,7 +334,7 @@ def _kind(encoder: Encoder) -> tuple[Any, ...]:
 
 
 def _add_cross(feature: str, encoders: Mapping[str, Encoder], crosses: dict[str, None]) -> None:
-    """Adds a cross after the crosses among its inputs."""
+    """Add a cross after the crosses among its inputs."""
     encoder = encoders[feature]
     if isinstance(encoder, CrossedIds) and feature not in crosses:
         for entry in encoder.inputs:

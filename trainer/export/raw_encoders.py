@@ -72,7 +72,7 @@ class RawValues:
 
 
 def look_up_table(encoder: Vocabulary | HashedRanks | Numerical) -> tf.lookup.StaticHashTable | None:
-    """Creates the lookup table of an encoder: from known values to ids, for `Numerical` to positions in its table.
+    """Create the lookup table of an encoder: from known values to ids, for `Numerical` to positions in its table.
 
     Returns:
         The table, whose default is UNSEEN; None for an encoder without known values.
@@ -93,7 +93,7 @@ def look_up_table(encoder: Vocabulary | HashedRanks | Numerical) -> tf.lookup.St
 
 
 def vocabulary_ids(encoders: Sequence[Vocabulary], raw: RawValues, found: tf.Tensor) -> tf.Tensor:
-    """Returns ids, int64.
+    """Return ids, int64.
 
     Args:
         encoders: the encoders.
@@ -114,20 +114,20 @@ def vocabulary_ids(encoders: Sequence[Vocabulary], raw: RawValues, found: tf.Ten
 
 
 def rank_ids(encoders: Sequence[HashedRanks], raw: RawValues, found: tf.Tensor) -> tf.Tensor:
-    """Returns ids, int64, from the ids of known values. Null is not one of these."""
+    """Return ids, int64, from the ids of known values. Null is not one of these."""
     unseen = [int(_rank_ids(np.zeros(1, np.int64), encoder)[0]) for encoder in encoders]
     return tf.where(found == UNSEEN, _settings(unseen, tf.int64), found)
 
 
 def hashed_ids(encoders: Sequence[HashedIds], raw: RawValues) -> tf.Tensor:
-    """Returns ids, int64."""
+    """Return ids, int64."""
     first = _settings([encoder.first_id for encoder in encoders], tf.int64)
     null = _settings([min(encoder.first_id, NULL_ID) for encoder in encoders], tf.int64)
     return tf.where(raw.null, null, first + buckets(raw.hashes, _settings([e.num_buckets for e in encoders], tf.int64)))
 
 
 def identity_ids(encoders: Sequence[IdentityIds], raw: RawValues) -> tf.Tensor:
-    """Returns ids, int64; OUTSIDE for values outside of the cardinality, which have none."""
+    """Return ids, int64; OUTSIDE for values outside of the cardinality, which have none."""
     limits = _settings([encoder.cardinality for encoder in encoders], tf.int64)
     is_id = (raw.values >= 0) & (raw.values < limits)
     ids = tf.where(is_id, raw.values, tf.constant(OUTSIDE, tf.int64))
@@ -135,7 +135,7 @@ def identity_ids(encoders: Sequence[IdentityIds], raw: RawValues) -> tf.Tensor:
 
 
 def interval_ids(encoders: Sequence[BucketizedIds], raw: RawValues) -> tf.Tensor:
-    """Returns ids, int64."""
+    """Return ids, int64."""
     numbers = raw.numbers
     parts = []
     for encoder, part in zip(encoders, split(numbers, len(encoders)), strict=True):
@@ -147,7 +147,7 @@ def interval_ids(encoders: Sequence[BucketizedIds], raw: RawValues) -> tf.Tensor
 
 
 def timestamp_ids(encoders: Sequence[TimestampIds], raw: RawValues) -> tf.Tensor:
-    """Returns ids, int64, of encoders of the same part."""
+    """Return ids, int64, of encoders of the same part."""
     hours, part = raw.values // MICROSECONDS_PER_HOUR, encoders[0].part
     days = hours // 24
     if part == "hour":
@@ -160,7 +160,7 @@ def timestamp_ids(encoders: Sequence[TimestampIds], raw: RawValues) -> tf.Tensor
 
 
 def encoded_numbers(encoders: Sequence[Numerical], raw: RawValues, found: tf.Tensor | None) -> tf.Tensor:
-    """Returns transformed numbers, float32, of encoders with the same kinds of steps.
+    """Return transformed numbers, float32, of encoders with the same kinds of steps.
 
     Args:
         encoders: the encoders.
@@ -175,22 +175,22 @@ def encoded_numbers(encoders: Sequence[Numerical], raw: RawValues, found: tf.Ten
 
 
 def missing_indicators(encoders: Sequence[MissingIndicator], raw: RawValues) -> tf.Tensor:
-    """Returns 1 where null, else 0, float32."""
+    """Return 1 where null, else 0, float32."""
     return tf.cast(raw.null, tf.float32)
 
 
 def split(values: tf.Tensor, number: int) -> list[tf.Tensor]:
-    """Splits values into their columns, [batch, 1] each; values of a single encoder stay whole."""
+    """Split values into their columns, [batch, 1] each; values of a single encoder stay whole."""
     return [values] if number == 1 else tf.split(values, number, axis=1)
 
 
 def joined(columns: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Joins what `split` splits."""
+    """Join what `split` splits."""
     return columns[0] if len(columns) == 1 else tf.concat(columns, axis=1)
 
 
 def _settings(values: Sequence[float], dtype: tf.DType) -> tf.Tensor:
-    """Returns a setting of each encoder, broadcast over rows: a scalar if all are equal."""
+    """Return a setting of each encoder, broadcast over rows: a scalar if all are equal."""
     return tf.constant(values[0] if len(set(values)) == 1 else list(values), dtype)
 
 
@@ -209,7 +209,7 @@ def _table_numbers(encoders: Sequence[Numerical], found: tf.Tensor) -> tf.Tensor
 
 
 def _apply_step(steps: Sequence[Step], numbers: tf.Tensor) -> tf.Tensor:
-    """Applies a step of one kind, with the settings of each encoder."""
+    """Apply a step of one kind, with the settings of each encoder."""
     settings: list[list[Any]] = [list(values) for values in zip(*(step[1:] for step in steps), strict=True)]
     kind = steps[0][0]
     if kind == FILL:
@@ -228,7 +228,7 @@ def _apply_step(steps: Sequence[Step], numbers: tf.Tensor) -> tf.Tensor:
 
 
 def _day_of_month(days: tf.Tensor) -> tf.Tensor:
-    """Returns the day of the month, from 1, of days since the epoch in the Gregorian calendar.
+    """Return the day of the month, from 1, of days since the epoch in the Gregorian calendar.
 
     Years are counted from March, so that a leap day is the last day of a year, and months follow a linear formula.
     """

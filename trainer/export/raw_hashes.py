@@ -11,12 +11,12 @@ UNROLLED = 8
 
 
 def hash_integers(values: tf.Tensor) -> tf.Tensor:
-    """Hashes integers, int64 to uint64 of the same shape."""
+    """Hash integers, int64 to uint64 of the same shape."""
     return mix(tf.bitcast(values, tf.uint64))
 
 
 def hash_texts(texts: tf.Tensor) -> tf.Tensor:
-    """Hashes byte strings, [n] string to [n] uint64."""
+    """Hash byte strings, [n] string to [n] uint64."""
     lengths = tf.strings.length(texts)
     longest = tf.reduce_max(tf.concat([lengths, [1]], axis=0))  # at least 1: decode_raw needs a positive length
     passes = -(-longest // UNROLLED)
@@ -37,12 +37,12 @@ def hash_texts(texts: tf.Tensor) -> tf.Tensor:
 
 
 def buckets(hashes: tf.Tensor, num_buckets: int | tf.Tensor) -> tf.Tensor:
-    """Maps hashes, uint64, to buckets, int64 in [0, num_buckets) of the same shape."""
+    """Map hashes, uint64, to buckets, int64 in [0, num_buckets) of the same shape."""
     return tf.cast(hashes % tf.cast(num_buckets, tf.uint64), tf.int64)
 
 
 def mix(words: tf.Tensor) -> tf.Tensor:
-    """Applies the SplitMix64 finalizer to uint64 of any shape."""
+    """Apply the SplitMix64 finalizer to uint64 of any shape."""
     words = words + word(hashing.STEP)
     words = bitwise_xor(words, right_shift(words, word(30))) * word(hashing.FIRST_FACTOR)
     words = bitwise_xor(words, right_shift(words, word(27))) * word(hashing.SECOND_FACTOR)
@@ -50,5 +50,5 @@ def mix(words: tf.Tensor) -> tf.Tensor:
 
 
 def word(value: int | np.uint64) -> tf.Tensor:
-    """Returns a constant uint64."""
+    """Return a constant uint64."""
     return tf.constant(value, tf.uint64)

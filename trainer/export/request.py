@@ -71,7 +71,7 @@ class Request:
 
 
 def read_request(argv: Sequence[str] | None) -> Request:
-    """Parses and validates the command line.
+    """Parse and validate the command line.
 
     Args:
         argv: arguments without the program name; None for those of this process.
@@ -154,7 +154,7 @@ def _parser() -> Parser:
 
 
 def _positive(text: str) -> float:
-    """An argparse `type`: a number above 0."""
+    """Convert a flag's text to a number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -188,7 +188,7 @@ def _check_output(output: Path) -> None:
 
 
 def _model_folder(model_dir: Path) -> Path:
-    """Returns `model_dir`/model, or `model_dir` itself if it is a model folder as written by Recommender.save."""
+    """Return `model_dir`/model, or `model_dir` itself if it is a model folder as written by Recommender.save."""
     run = model_dir / MODEL_FOLDER
     return model_dir if (current_path(model_dir) / MANIFEST).is_file() and not run.exists() else run
 
@@ -211,7 +211,7 @@ def _check_size(model: ChecksummedDir, wanted: str) -> None:
 
 
 def _open_rows(arguments: argparse.Namespace, of_model: FeatureSpec) -> ParquetLoader:
-    """Opens the rows to compare on, with features in the model's order and lists truncated like the model's."""
+    """Open the rows to compare on, with features in the model's order and lists truncated like the model's."""
     path = arguments.dataset_path / SPEC_FILE
     spec = FeatureSpec.read(path, allow_outside_paths=arguments.allow_outside_paths)
     features = ModelSchema.of(of_model, {})

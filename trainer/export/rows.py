@@ -69,13 +69,13 @@ class ComparedRows:
         return len(next(iter(self.inputs.values())))
 
     def check(self, name: str, predict: Predict) -> Check:
-        """Returns the comparison of a prediction function on these rows."""
+        """Return the comparison of a prediction function on these rows."""
         numbers = np.empty((self.number, 0), np.float32) if self.score is None else self.score.numbers(self.numerical)
         return Check(name, predict, self.inputs, self.expected, self.kind, self.score, numbers)
 
 
 def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
-    """Returns the loader's first batch without padding rows."""
+    """Return the loader's first batch without padding rows."""
     with closing(loader.epoch(0)) as batches:
         batch = next(batches)
     real = batch.rows >= 0  # padding rows have index -1
@@ -83,7 +83,7 @@ def first_rows(loader: ParquetLoader, layout: InputSchema) -> ModelInputs:
 
 
 def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
-    """Generates random valid ids, lists of random lengths, weights in [0, 1), and normal numbers and vectors."""
+    """Generate random valid ids, lists of random lengths, weights in [0, 1), and normal numbers and vectors."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((rows, layout.id_columns), np.int32)
     of_sequence = {sequence.name: rng.integers(0, sequence.length + 1, (rows, 1)) for sequence in layout.sequences}
@@ -103,7 +103,7 @@ def random_rows(layout: InputSchema, rows: int, seed: int = 0) -> ModelInputs:
 
 
 def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int, *, shared: Collection[str] = ()) -> ComparedRows:
-    """Generates random rows of raw columns, with the model's predictions of what the encoders make of them.
+    """Generate random rows of raw columns, with the model's predictions of what the encoders make of them.
 
     Args:
         saved: the model.
@@ -123,7 +123,7 @@ def random_raw_rows(saved: LoadedModel, layout: RawLayout, rows: int, *, shared:
 
 
 def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Generates random raw values as encoders read them: known and unseen ones, and null (None).
+    """Generate random raw values as encoders read them: known and unseen ones, and null (None).
 
     Returns:
         [rows] objects by column name; the objects are lists for columns of lists.
@@ -151,7 +151,7 @@ def random_raw(layout: RawLayout, rows: int, seed: int = 0) -> dict[str, np.ndar
 
 
 def _random_lengths(layout: RawLayout, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns random lengths of lists, [rows] by raw column: those of weights and of steps are the same."""
+    """Return random lengths of lists, [rows] by raw column: those of weights and of steps are the same."""
     lists = [name for name, column in layout.columns.items() if column.is_list]
     lengths = {name: rng.integers(0, LONGEST + 1, rows) for name in lists}
     for columns in dict.fromkeys(layout.steps_of.values()):
@@ -162,7 +162,7 @@ def _random_lengths(layout: RawLayout, rows: int, rng: np.random.Generator) -> d
 
 
 def raw_inputs(columns: Mapping[str, RawInput], raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Converts raw values to inputs of an export: null becomes the value that represents it, which also pads lists."""
+    """Convert raw values to inputs of an export: null becomes the value that represents it, which also pads lists."""
     return {name: _as_matrix(column, raw[name]) for name, column in columns.items()}
 
 
@@ -175,7 +175,7 @@ def _as_objects(lists: list[Any]) -> np.ndarray:
 
 
 def _values(column: RawInput, readers: list[Encoder], rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns random values of single cells, [rows] objects."""
+    """Return random values of single cells, [rows] objects."""
     plain = [encoder for encoder in readers if isinstance(encoder, Numerical) and encoder.table is None]
     keys = [known.to_pylist() for encoder in readers if (known := keys_of(encoder)) is not None]
     limits = [encoder.cardinality for encoder in readers if isinstance(encoder, IdentityIds)]
@@ -203,7 +203,7 @@ def _values(column: RawInput, readers: list[Encoder], rows: int, rng: np.random.
 
 
 def _numbers(plain: list[Numerical], readers: list[Encoder], rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns random numbers of the size of the training data's, some of them boundaries of intervals."""
+    """Return random numbers of the size of the training data's, some of them boundaries of intervals."""
     scales = [step[1:] for encoder in plain for step in encoder.steps if step[0] == SCALE]
     mean, std = map(float, scales[0]) if scales else (0.0, 1.0)  # type: ignore[arg-type]
     numbers = rng.normal(mean, std, rows)

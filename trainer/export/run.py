@@ -34,7 +34,7 @@ TENSOR_NAMES = "tensor_names.json"
 
 
 def export(request: Request) -> None:
-    """Writes the export and prints the largest difference between its predictions and the model's.
+    """Write the export and print the largest difference between its predictions and the model's.
 
     Tables are first converted to the type of the export, and the change of the model's predictions is printed. The
     export is compared with the converted model.
@@ -71,7 +71,7 @@ def export(request: Request) -> None:
 
 
 def _upload(output: Path) -> str | Path:
-    """Uploads an export if its folder is the mirror of one in an object store; returns where it is."""
+    """Upload an export if its folder is the mirror of one in an object store; return where it is."""
     url = url_of(output)
     if url is None:
         return output
@@ -81,7 +81,7 @@ def _upload(output: Path) -> str | Path:
 
 
 def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> ComparedRows:
-    """Returns the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
+    """Return the first rows of a dataset, or random ones without a dataset, with the model's predictions."""
     inputs = random_rows(saved.layout, ROWS) if loader is None else first_rows(loader, saved.layout)
     expected = expected_predictions(saved.tasks, saved.model(*inputs).numpy())
     kind = "random rows" if loader is None else "rows of the dataset"
@@ -89,7 +89,7 @@ def _compared_rows(saved: LoadedModel, loader: ParquetLoader | None) -> Compared
 
 
 def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
-    """Renames features, tasks and raw columns to valid tensor names.
+    """Rename features, tasks and raw columns to valid tensor names.
 
     Returns:
         The renamed model, and {name: tensor name} of the names that changed.
@@ -118,7 +118,7 @@ def with_tensor_names(saved: LoadedModel) -> tuple[LoadedModel, dict[str, str]]:
 
 
 def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
-    """Returns a model whose exports fail on ids out of range, or take the ids of unseen values where there are some."""
+    """Return a model whose exports fail on ids out of range, or take the ids of unseen values where there are some."""
     if policy == "error":
         columns = tuple(replace(column, unseen_id=None) for column in saved.layout.categorical)
         return replace(saved, layout=replace(saved.layout, categorical=columns))
@@ -132,7 +132,7 @@ def with_oov_policy(saved: LoadedModel, policy: ExportPolicy) -> LoadedModel:
 
 
 def _with_features(sequence: SequenceInput, name: Mapping[str, str]) -> SequenceInput:
-    """Returns a sequence with renamed features."""
+    """Return a sequence with renamed features."""
     features, numbers, targets = (
         tuple(name.get(own, "") for own in names) for names in (sequence.features, sequence.numbers, sequence.targets)
     )
@@ -140,7 +140,7 @@ def _with_features(sequence: SequenceInput, name: Mapping[str, str]) -> Sequence
 
 
 def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
-    """Returns an encoder that reads renamed columns."""
+    """Return an encoder that reads renamed columns."""
     if isinstance(encoder, CrossedIds):
         inputs = tuple(replace(entry, name=name[entry.name]) for entry in encoder.inputs)
         list_input = None if encoder.list_input is None else name[encoder.list_input]
@@ -149,7 +149,7 @@ def _with_names(encoder: Encoder, name: Mapping[str, str]) -> Encoder:
 
 
 def _with_keys(raw_spec: RawSpec, name: Mapping[str, str]) -> RawSpec:
-    """Returns a raw specification with renamed keys of readings and features; those without a tensor keep theirs."""
+    """Return a raw specification with renamed keys of readings and features; those without a tensor keep theirs."""
     readings = {name.get(key, key): reading for key, reading in raw_spec.readings.items()}
     features = {name.get(key, key): feature for key, feature in raw_spec.features.items()}
     return replace(raw_spec, readings=readings, features=features)
@@ -157,7 +157,7 @@ def _with_keys(raw_spec: RawSpec, name: Mapping[str, str]) -> RawSpec:
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `output` at the end, or removed on any exception."""
+    """Yield a temporary folder that is renamed to `output` at the end, or removed on any exception."""
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output.parent, glob.escape(output.name))

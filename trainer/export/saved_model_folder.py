@@ -45,7 +45,7 @@ class _Servable(tf.Module):
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
-    """Writes a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns.
+    """Write a SavedModel with a signature for encoded features and, if the model has encoders, one for raw columns.
 
     The model loses its weights, which would otherwise be in memory twice once the SavedModel is loaded.
     """
@@ -71,7 +71,7 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
 def write_saved_model(
     folder: Path, saved: LoadedModel, encoding: RawEncoding | None, sides: RawSides | None = None
 ) -> None:
-    """Writes a SavedModel. If the layout tells which features are the candidates', it also takes ranking requests.
+    """Write a SavedModel. If the layout tells which features are the candidates', it also takes ranking requests.
 
     Args:
         folder: an existing empty folder.
@@ -96,7 +96,7 @@ def write_saved_model(
 
 
 def load_signatures(folder: Path) -> dict[str, Predict]:
-    """Loads a SavedModel, as a server would, and returns its prediction functions by signature name."""
+    """Load a SavedModel, as a server would, and return its prediction functions by signature name."""
     loaded = tf.saved_model.load(str(folder))  # noqa: TID251
     return {name: _Signature(loaded, name) for name in loaded.signatures}
 

@@ -54,7 +54,7 @@ class StoredTable:
         return (self.values,) if self.scales is None else (self.values, self.scales)
 
     def read(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Returns some rows, [*numbers, width] float32."""
+        """Return some rows, [*numbers, width] float32."""
         rows = tf.cast(tf.gather(self.values, numbers), tf.float32)
         if self.scales is not None:
             rows *= tf.cast(tf.gather(self.scales, numbers), tf.float32)
@@ -62,7 +62,7 @@ class StoredTable:
 
 
 def store_tables(model: RankingModel, dtype: ExportDtype) -> None:
-    """Converts the tables of a model, variable by variable, and frees the converted ones.
+    """Convert the tables of a model, variable by variable, and free the converted ones.
 
     From then on, only calls of the model (and of graphs made of it) have its tables. Besides the tables, the rows of
     one variable are in memory in both types.
@@ -84,7 +84,7 @@ def store_tables(model: RankingModel, dtype: ExportDtype) -> None:
 
 
 def tables_of(model: RankingModel) -> dict[str, StoredTable]:
-    """Returns all tables of a model as its exports store them, by the path of their variables."""
+    """Return all tables of a model as its exports store them, by the path of their variables."""
     tables = {}
     for variable in _variables_of(model):
         stored = model.embeddings.stored.get(variable.path)
@@ -93,7 +93,7 @@ def tables_of(model: RankingModel) -> dict[str, StoredTable]:
 
 
 def exported_variables(model: RankingModel) -> list[tf.Variable]:
-    """Returns the variables that an export of a model consists of: its dense weights and the tables as stored."""
+    """Return the variables that an export of a model consists of: its dense weights and the tables as stored."""
     tables = tables_of(model)
     dense = [variable.value for variable in model.variables if variable.path not in tables]
     return [*dense, *(array for table in tables.values() for array in table.arrays)]
@@ -101,7 +101,7 @@ def exported_variables(model: RankingModel) -> list[tf.Variable]:
 
 @contextmanager
 def reading_from(model: RankingModel, tables: Mapping[str, StoredTable]) -> Iterator[None]:
-    """Lets calls of a model read these tables, by the path of their variables, as long as the block lasts."""
+    """Let calls of a model read these tables, by the path of their variables, as long as the block lasts."""
     before = model.embeddings.stored
     model.embeddings.stored = tables
     try:
@@ -111,13 +111,13 @@ def reading_from(model: RankingModel, tables: Mapping[str, StoredTable]) -> Iter
 
 
 def _variables_of(model: RankingModel) -> Iterator[keras.Variable]:
-    """Yields the variables that hold tables."""
+    """Yield the variables that hold tables."""
     for _, variable in (*model.embeddings.group_variables, *model.embeddings.frozen_groups):
         yield variable
 
 
 def _converted(variable: keras.Variable, dtype: str) -> StoredTable:
-    """Returns a copy of a variable's rows as float16 or int8."""
+    """Return a copy of a variable's rows as float16 or int8."""
     rows, width = variable.shape
     blocks = row_ranges(variable.shape, np.dtype(np.float32))
     row_bytes = width + 2 if dtype == "int8" else 2 * width
@@ -136,14 +136,14 @@ def _converted(variable: keras.Variable, dtype: str) -> StoredTable:
 
 
 def _unit(largest: float) -> float:
-    """Returns the smallest power of two that, as a unit, lets float16 hold a magnitude; 1 for 0."""
+    """Return the smallest power of two that, as a unit, lets float16 hold a magnitude; 1 for 0."""
     if not largest:
         return 1.0
     return float(max(2 ** np.ceil(np.log2(largest)) / LARGEST_FLOAT16, np.finfo(np.float32).tiny))
 
 
 def _empty(rows: int, width: int, dtype: str) -> tf.Variable:
-    """Returns a variable whose values will be overwritten."""
+    """Return a variable whose values will be overwritten."""
     return tf.Variable(
         partial(initial_value, (rows, width), 0.0, overwritten=True, dtype=dtype),
         trainable=False,
@@ -158,12 +158,12 @@ def _read_block(variable: keras.Variable, block: tuple[int, int]) -> np.ndarray:
 
 
 def _largest(variable: keras.Variable, block: tuple[int, int]) -> float:
-    """Returns the largest magnitude in a block of rows; NaN if there is any."""
+    """Return the largest magnitude in a block of rows; NaN if there is any."""
     return float(np.max(np.abs(_read_block(variable, block)), initial=0))
 
 
 def _convert(variable: keras.Variable, table: StoredTable, block: tuple[int, int]) -> None:
-    """Writes a block of rows in the types of a stored table."""
+    """Write a block of rows in the types of a stored table."""
     rows = _read_block(variable, block) / np.float32(table.unit)
     if table.scales is None:
         assign_rows(table.values, block[0], rows.astype(np.float16))

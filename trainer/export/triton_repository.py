@@ -52,7 +52,7 @@ Ports = Sequence[tuple[str, str, tuple[int, ...]]]
 
 
 def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Check]:
-    """Writes the repository. The first rows become the sample input of the client."""
+    """Write the repository. The first rows become the sample input of the client."""
     inputs = [(port.name, port.dtype, (port.width,)) for port in inputs_of(saved.layout)]
     for name, backend in ((NATIVE, "onnxruntime"), (PYTHON, "python")):
         version = folder / name / "1"
@@ -73,7 +73,7 @@ def write(folder: Path, saved: LoadedModel, rows: ComparedRows) -> Iterator[Chec
 
 
 def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> Iterator[Check]:
-    """Writes the model of raw columns, if the features have encoders."""
+    """Write the model of raw columns, if the features have encoders."""
     try:
         layout = RawLayout.of(saved.layout, saved.encoders, saved.raw_spec)
     except NotFromRaw as reason:
@@ -101,7 +101,7 @@ def _write_raw(folder: Path, saved: LoadedModel, rows: int, onnx_file: Path) -> 
 
 
 def _write_ranking(folder: Path, saved: LoadedModel, rows: ComparedRows, onnx_file: Path) -> Iterator[Check]:
-    """Writes the model of ranking requests."""
+    """Write the model of ranking requests."""
     candidates = {port.name for port in inputs_of(saved.layout.sides[1])}
     inputs = [
         (port.name, port.dtype, (-1 if port.name in candidates else 1, port.width)) for port in inputs_of(saved.layout)
@@ -115,7 +115,7 @@ def _write_ranking(folder: Path, saved: LoadedModel, rows: ComparedRows, onnx_fi
 
 
 def _write_raw_ranking(folder: Path, saved: LoadedModel, layout: RawLayout, sides: RawSides, rows: int) -> Check:
-    """Writes the model of ranking requests of raw columns."""
+    """Write the model of ranking requests of raw columns."""
     own = sides.of_candidates
     inputs = [
         (column.name, column.dtype, (-1 if name in own else 1, column.width or -1))
@@ -138,7 +138,7 @@ def _write_raw_ranking(folder: Path, saved: LoadedModel, layout: RawLayout, side
 
 
 def _new_ranking_model(folder: Path, inputs: Ports, saved: LoadedModel) -> Path:
-    """Creates the folder of a model of ranking requests; returns where its ONNX file belongs."""
+    """Create the folder of a model of ranking requests; return where its ONNX file belongs."""
     (folder / "1").mkdir(parents=True)
     outputs = [(port.name, port.dtype, (-1, port.width)) for port in outputs_of(saved.tasks, saved.score)]
     lines = ['backend: "python"', "max_batch_size: 0", *_ports("input", inputs), *_ports("output", outputs)]
@@ -148,7 +148,7 @@ def _new_ranking_model(folder: Path, inputs: Ports, saved: LoadedModel) -> Path:
 
 
 def _write_example(path: Path, inputs: Arrays) -> None:
-    """Writes two rows as JSON, which has no NaN: a missing number becomes 0."""
+    """Write two rows as JSON, which has no NaN: a missing number becomes 0."""
     example = {name: _as_json(array) for name, array in rows_of(inputs, slice(2)).items()}
     path.write_text(json.dumps(example) + "\n")
 
@@ -161,7 +161,7 @@ def _as_json(array: np.ndarray) -> list[Any]:
 
 
 def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]) -> str:
-    """Returns a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
+    """Return a config.pbtxt. It sets no name, so that Triton uses the folder's name and the folder can be renamed."""
     outputs = [(port.name, port.dtype, (port.width,)) for port in outputs_of(saved.tasks, saved.score)]
     lines = [
         f'backend: "{backend}"',
@@ -176,7 +176,7 @@ def _config(backend: str, inputs: Ports, saved: LoadedModel, more: Sequence[str]
 
 
 def _ports(kind: str, ports: Ports) -> list[str]:
-    """Returns config lines of the inputs or outputs. `dims` excludes a batch dimension, which Triton adds."""
+    """Return config lines of the inputs or outputs. `dims` excludes a batch dimension, which Triton adds."""
     entries = [
         f'  {{ name: "{name}", data_type: {TYPES[dtype]}, dims: [ {", ".join(map(str, shape))} ] }}'
         for name, dtype, shape in ports

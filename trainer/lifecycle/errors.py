@@ -16,7 +16,7 @@ class NotFinite(RuntimeError):
 
 
 def how_to_stay_finite(*, is_float16: bool = False) -> str:
-    """Returns advice for the user about a non-finite loss or weight.
+    """Return advice for the user about a non-finite loss or weight.
 
     Args:
         is_float16: whether the run computes in float16.

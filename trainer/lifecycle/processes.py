@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def start_time(pid: int) -> int | None:
-    """Returns when a process started, in clock ticks since boot.
+    """Return when a process started, in clock ticks since boot.
 
     Together with the process id this identifies a process even if the id is reused later, and even if the clock is set
     (psutil's create_time would then change).
@@ -31,7 +31,7 @@ def start_time(pid: int) -> int | None:
 
 
 def carries(pid: int, mark: str) -> bool:
-    """Returns whether a process was started with the variable `mark` (NAME=value) in its environment."""
+    """Return whether a process was started with the variable `mark` (NAME=value) in its environment."""
     try:
         return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -39,7 +39,7 @@ def carries(pid: int, mark: str) -> bool:
 
 
 def kill_marked(mark: str, patience: float = 10.0) -> list[int]:
-    """Kills all processes that carry a mark, regardless of process group, session, signal handlers or stopped state.
+    """Kill all processes that carry a mark, regardless of process group, session, signal handlers or stopped state.
 
     Args:
         mark: environment variable as NAME=value.

@@ -67,7 +67,7 @@ class WorkerState:
         return self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
-        """Returns whether the worker's process is alive, not counting a later process with the same id.
+        """Return whether the worker's process is alive, not counting a later process with the same id.
 
         A process on another host cannot be checked and counts as alive.
         """
@@ -97,7 +97,7 @@ class WorkerRecord:
         )
 
     def begin(self) -> None:
-        """Creates the folder and writes this worker's identity; rank 0 removes records left by larger jobs."""
+        """Create the folder and write this worker's identity; rank 0 removes records left by larger jobs."""
         with suppress(OSError, ValueError):
             self._folder.mkdir(parents=True, exist_ok=True)
             if self._state.rank == 0:
@@ -107,7 +107,7 @@ class WorkerRecord:
         self._write(self._state)
 
     def end(self, code: int, cause: str = "") -> None:
-        """Records how this worker ends. May be called from any thread; only the first call counts.
+        """Record how this worker ends. May be called from any thread; only the first call counts.
 
         This method never creates the folder; `begin` does. A mistyped command therefore leaves nothing behind, while a
         supervisor, which has created the folder beforehand, learns why the command was rejected.
@@ -121,18 +121,18 @@ class WorkerRecord:
             self._write(dataclasses.replace(self._state, code=code, cause=line, ended=time.time()))
 
     def leave(self, code: int, cause: str) -> typing.NoReturn:
-        """Records the end and exits the process immediately, from any thread."""
+        """Record the end and exit the process immediately, from any thread."""
         self.end(code, cause)
         os._exit(code)  # sys.exit in a thread would end only that thread
 
     def __enter__(self) -> typing.Self:
-        """Returns this record."""
+        """Return this record."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
-        """Records an uncaught exception; a successful SystemExit, as raised by argparse's --help, counts as done."""
+        """Record an uncaught exception; a successful SystemExit, as raised by argparse's --help, counts as done."""
         if isinstance(error, SystemExit) and error.code in (None, DONE):
             self.end(DONE)
         elif error is not None:
@@ -146,7 +146,7 @@ class WorkerRecord:
 
 
 def prepare_records(results_dir: Path, job: str) -> None:
-    """Creates the records folder, removes old records and stores the job's token.
+    """Create the records folder, remove old records and store the job's token.
 
     Args:
         results_dir: results folder of the run.
@@ -166,7 +166,7 @@ def prepare_records(results_dir: Path, job: str) -> None:
 
 
 def last_job(results_dir: Path) -> str | None:
-    """Returns the token of the job for which the folder was last prepared, or None if there is none."""
+    """Return the token of the job for which the folder was last prepared, or None if there is none."""
     try:
         with open_regular(results_dir / FOLDER / JOB_FILE) as file:
             text = file.read(LONGEST_JOB + 1).decode().removesuffix("\n")
@@ -176,7 +176,7 @@ def last_job(results_dir: Path) -> str | None:
 
 
 def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
-    """Reads the records of a job's workers, by rank. Records of other jobs and other files are ignored."""
+    """Read the records of a job's workers, by rank. Records of other jobs and other files are ignored."""
     states = {}
     for path in _files(results_dir / FOLDER):
         with suppress(OSError, ValueError, RecursionError):
@@ -188,13 +188,13 @@ def read_records(results_dir: Path, job: str) -> dict[int, WorkerState]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Returns the paths of worker records in a folder; other files with similar names are not included."""
+    """Return the paths of worker records in a folder; other files with similar names are not included."""
     named = [path for path in folder.glob("worker-*.json") if path.stem.rpartition("-")[2].isdecimal()]
     return [path for path in named if _is_record(path)]
 
 
 def _is_record(path: Path) -> bool:
-    """Returns whether a file is a worker record or empty."""
+    """Return whether a file is a worker record or empty."""
     if path.is_symlink() or not path.is_file():
         return False
     try:

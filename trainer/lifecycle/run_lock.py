@@ -84,7 +84,7 @@ class RunLock:
         self.descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        """Acquires the lock."""
+        """Acquire the lock."""
         folder, self._until = self._path.parent, time.monotonic() + self._patience
         try:
             self._made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -102,7 +102,7 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Releases the lock and removes its file, along with folders created for it that are still empty."""
+        """Release the lock and remove its file, along with folders created for it that are still empty."""
         if self.descriptor is not None:
             # Removed while the lock is still held: afterwards the file may belong to another run.
             with suppress(OSError):
@@ -112,7 +112,7 @@ class RunLock:
         self._remove_made()
 
     def _take(self) -> bool:
-        """Tries once to acquire the lock.
+        """Try once to acquire the lock.
 
         Returns:
             True if the lock is held (or the file system has no locks); False if the caller should try again.
@@ -163,7 +163,7 @@ class RunLock:
 
 
 def is_locked(folder: Path, kind: LockedFolder = MODEL_DIR) -> bool:
-    """Returns whether a process holds the lock of a folder, as far as the file system tells."""
+    """Return whether a process holds the lock of a folder, as far as the file system tells."""
     try:
         descriptor = os.open(folder / kind.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -180,13 +180,13 @@ def is_locked(folder: Path, kind: LockedFolder = MODEL_DIR) -> bool:
 
 
 def _is_lock_file(descriptor: int) -> bool:
-    """Returns whether the file is empty or was written by `_write_holder`; other files must not be overwritten."""
+    """Return whether the file is empty or was written by `_write_holder`; other files must not be overwritten."""
     start = b'{"host":'
     return os.pread(descriptor, len(start), 0) in (b"", start)
 
 
 def _write_holder(descriptor: int) -> None:
-    """Writes this process's identity to the lock file. Failures, as on a full disk, do not affect the lock."""
+    """Write this process's identity to the lock file. Failures, as on a full disk, do not affect the lock."""
     program = Path(sys.argv[0]).name
     holder = {
         "host": socket.gethostname(),
@@ -201,7 +201,7 @@ def _write_holder(descriptor: int) -> None:
 
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
-    """Reads the holder of the lock as written by `_write_holder`; {} if it cannot be read.
+    """Read the holder of the lock as written by `_write_holder`; {} if it cannot be read.
 
     Reading is retried, since the holder writes its identity shortly after it acquires the lock.
     """

@@ -29,7 +29,7 @@ class StopSignals:
         self._first_at = 0.0
 
     def add(self, number: int) -> None:
-        """Records a received signal."""
+        """Record a received signal."""
         now = time.monotonic()
         if not self.requests:
             self._first_at = now
@@ -85,7 +85,7 @@ class StopRequest:
         os.close(self._pipe[1])  # the thread reads to end of file and then closes its own end
 
     def _read(self, descriptor: int) -> None:
-        """Reads signal numbers from the pipe, one byte each, until it is closed."""
+        """Read signal numbers from the pipe, one byte each, until it is closed."""
         with suppress(OSError):
             while numbers := os.read(descriptor, 1):
                 if numbers[0] not in STOP_SIGNALS:

@@ -49,12 +49,12 @@ class StepControl:
         self.beat = watchdog.beat
 
     def control_flags(self) -> tf.Tensor:
-        """Returns this worker's flags [2] float32: stop requested, timed save due."""
+        """Return this worker's flags [2] float32: stop requested, timed save due."""
         is_due = bool(self._every.seconds) and self._comm.rank == 0 and time.monotonic() >= self._due
         return tf.constant([float(self._stop.requested), float(is_due)])
 
     def decide(self, flags: np.ndarray, step: int) -> Decision:
-        """Decides what to do after a step.
+        """Decide what to do after a step.
 
         Args:
             flags: [2], the control flags of before the step, summed over workers.
@@ -64,13 +64,13 @@ class StepControl:
         return Decision(stop=bool(flags[0] > 0), save=bool(flags[1] > 0) or by_count)
 
     def any_stop_requested(self) -> bool:
-        """Returns whether any worker has received a stop request. A collective, for use between steps."""
+        """Return whether any worker has received a stop request. A collective, for use between steps."""
         return bool(self._comm.sum_array(np.array([float(self._stop.requested)]))[0] > 0)
 
     def saved(self) -> None:
-        """Records that a save has begun; the next timed save is due one interval from now."""
+        """Record that a save has begun; the next timed save is due one interval from now."""
         self._due = time.monotonic() + self._every.seconds
 
     def failed(self) -> None:
-        """Records that a save has failed, and schedules a retry."""
+        """Record that a save has failed, and schedule a retry."""
         self._due = min(self._due, time.monotonic() + RETRY_SECONDS)

@@ -32,11 +32,11 @@ class Stragglers:
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
 
     def add(self, seconds: float, waited: float) -> None:
-        """Adds a step: its total seconds, and the seconds of these spent in collectives."""
+        """Add a step: its total seconds, and the seconds of these spent in collectives."""
         self._steps, self._seconds, self._waited = self._steps + 1, self._seconds + seconds, self._waited + waited
 
     def compare(self) -> tuple[dict[str, float], list[str]]:
-        """Compares workers over the steps since the last call. A collective.
+        """Compare workers over the steps since the last call. A collective.
 
         Returns:
             Values for the log that name the slowest worker, and a warning for each slow worker that was not slow at the
@@ -62,7 +62,7 @@ class Stragglers:
 
 
 def slow_workers(seconds: np.ndarray) -> list[int]:
-    """Returns the workers whose own time exceeds the others' median by the factor RATIO and by MIN_SECONDS.
+    """Return the workers whose own time exceeds the others' median by the factor RATIO and by MIN_SECONDS.
 
     Args:
         seconds: [workers], own seconds per step of each worker.
@@ -72,6 +72,6 @@ def slow_workers(seconds: np.ndarray) -> list[int]:
 
 
 def _ratios(seconds: np.ndarray) -> np.ndarray:
-    """Returns each worker's seconds divided by the median of the other workers' seconds, [workers]."""
+    """Return each worker's seconds divided by the median of the other workers' seconds, [workers]."""
     others = [np.median(np.delete(seconds, worker)) for worker in range(len(seconds))]
     return np.maximum(seconds, 1e-9) / np.maximum(others, 1e-9)

@@ -53,7 +53,7 @@ class Watchdog:
         return self._given or max(LEAST_SECONDS, STEPS_OF_PATIENCE * self._longest)
 
     def beat(self, allow: float = 0.0) -> None:
-        """Reports that the worker has made progress.
+        """Report that the worker has made progress.
 
         Args:
             allow: seconds that the next beat may take if that is longer than the limit.

@@ -22,7 +22,7 @@ KEY_PARTS = {
 
 
 def is_gate_key(key: str) -> bool:
-    """Returns whether a log key belongs to a record about gates and experts."""
+    """Return whether a log key belongs to a record about gates and experts."""
     return key.split("/")[0] in KEY_PARTS
 
 
@@ -43,12 +43,12 @@ class LevelRecord:
         return [expert for (expert,) in self.values[DEAD_UNITS]]
 
     def get(self, name: str, *parts: str) -> float:
-        """Returns a value, NaN if the record lacks it."""
+        """Return a value, NaN if the record lacks it."""
         return self.values[name].get(parts, math.nan)
 
 
 def levels_in(record: Mapping[str, float]) -> list[LevelRecord]:
-    """Parses the levels of a log record; skips other keys, and levels without gates or experts."""
+    """Parse the levels of a log record; skip other keys, and levels without gates or experts."""
     levels: dict[str, LevelRecord] = {}
     for key, value in record.items():
         name, *parts = key.split("/")
@@ -60,5 +60,5 @@ def levels_in(record: Mapping[str, float]) -> list[LevelRecord]:
 
 
 def histories(records: Sequence[Mapping[str, float]]) -> list[tuple[LevelRecord, ...]]:
-    """Returns each level's values over all records; only levels that all records have are included."""
+    """Return each level's values over all records; only levels that all records have are included."""
     return list(zip(*map(levels_in, records), strict=False))

@@ -24,7 +24,7 @@ Step = int | str | tuple[int, ...] | list[int]
 
 
 def warn(message: str) -> None:
-    """Prints a warning as one line on stderr."""
+    """Print a warning as one line on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
@@ -32,10 +32,10 @@ class Board(Protocol):
     """Receives the numbers of a log's steps: TensorBoard, or an experiment tracker."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the values of a step, by key."""
+        """Add the values of a step, by key."""
 
     def close(self) -> None:
-        """Completes what has been added."""
+        """Complete what has been added."""
 
 
 class RunLog:
@@ -71,15 +71,15 @@ class RunLog:
             self._warn_once(error)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
-        """Logs the arguments of the run."""
+        """Log the arguments of the run."""
         self.log(PARAMETER, values)
 
     def metadata(self, metric: str, metadata: Mapping[str, Any]) -> None:
-        """Logs metadata of a metric, such as its unit."""
+        """Log metadata of a metric, such as its unit."""
         self._write(lambda: self._writer.metadata(metric, to_plain(metadata)))
 
     def log(self, step: Step, data: Mapping[str, Any]) -> None:
-        """Logs values.
+        """Log values.
 
         Args:
             step: (step, total steps) in training, (step,) for an evaluation, () for the final metrics.
@@ -91,7 +91,7 @@ class RunLog:
                 board.scalars(step[0], {key: value for key, value in data.items() if _is_number(value)})
 
     def close(self) -> None:
-        """Flushes pending records and closes the boards. Later records are still accepted."""
+        """Flush pending records and close the boards. Later records are still accepted."""
         self._write(lambda: None)
         for board in self._boards:
             board.close()
@@ -126,19 +126,19 @@ class JsonLines:
         self._started = datetime.now()
 
     def log(self, step: Any, data: dict[str, Any]) -> None:
-        """Writes a LOG record."""
+        """Write a LOG record."""
         self._append(("timestamp", "datetime", "elapsedtime"), {"type": "LOG", "step": step, "data": data})
 
     def metadata(self, metric: str, metadata: dict[str, Any]) -> None:
-        """Writes a METADATA record."""
+        """Write a METADATA record."""
         record = {"type": "METADATA", "metric": metric, "metadata": metadata}
         self._append(("timestamp", "elapsedtime", "datetime"), record)
 
     def flush(self) -> None:
-        """Does nothing, as records are not buffered."""
+        """Do nothing, as records are not buffered."""
 
     def _append(self, times: tuple[str, ...], record: dict[str, Any]) -> None:
-        """Appends a record after its times, which are strings in the order in which dllogger writes them."""
+        """Append a record after its times, which are strings in the order in which dllogger writes them."""
         now = datetime.now()
         elapsed = (now - self._started).total_seconds()
         values = {"timestamp": str(now.timestamp()), "datetime": str(now), "elapsedtime": str(elapsed)}
@@ -153,7 +153,7 @@ class JsonLines:
 
 
 def to_plain(value: Any) -> Any:
-    """Converts a value to strict JSON types: NumPy to Python numbers, NaN and infinities to None, others to strings."""
+    """Convert a value to strict JSON types: NumPy to Python numbers, NaN and infinities to None, others to strings."""
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):
@@ -166,7 +166,7 @@ def to_plain(value: Any) -> Any:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads the records of a log in order, skipping truncated lines and lines of other programs.
+    """Read the records of a log in order, skipping truncated lines and lines of other programs.
 
     Raises:
         DataError: if the log does not exist or cannot be read.
@@ -181,7 +181,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def previous(path: Path) -> Path:
-    """Returns the path to which a log is moved when another run starts a new log under the same name."""
+    """Return the path to which a log is moved when another run starts a new log under the same name."""
     return path.with_name(path.name + ".previous")
 
 
@@ -196,7 +196,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _prepare(path: Path, append: bool) -> None:
-    """Ensures that the log can be written and is either empty or ends with a complete line."""
+    """Ensure that the log can be written and is either empty or ends with a complete line."""
     if not append and path.exists() and path.stat().st_size:
         os.replace(path, previous(path))
     with open(path, "a+b", buffering=0) as file:
@@ -205,7 +205,7 @@ def _prepare(path: Path, append: bool) -> None:
 
 
 def _is_torn(file: BinaryIO | RawIOBase) -> bool:
-    """Returns whether a file ends with an incomplete line, as after a full disk; seeks to the end of the file."""
+    """Return whether a file ends with an incomplete line, as after a full disk; seek to the end of the file."""
     if not file.seek(0, os.SEEK_END):
         return False
     file.seek(-1, os.SEEK_END)
@@ -213,7 +213,7 @@ def _is_torn(file: BinaryIO | RawIOBase) -> bool:
 
 
 def _open_writer(path: Path) -> Any:
-    """Returns a dllogger.Logger that appends to the file, or a JsonLines, which writes the same lines."""
+    """Return a dllogger.Logger that appends to the file, or a JsonLines, which writes the same lines."""
     try:
         dllogger = importlib.import_module("dllogger")
         backend = dllogger.JSONStreamBackend(dllogger.Verbosity.VERBOSE, str(path), append=True)

@@ -39,7 +39,7 @@ class StepProfiler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends a running trace, and warns if none of the steps to trace was reached."""
+        """End a running trace, and warn if none of the steps to trace was reached."""
         self._stop()
         if self._steps and not self._has_tried and error is None:
             self._say(
@@ -48,7 +48,7 @@ class StepProfiler:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Context manager for a step.
+        """Return a context manager for a step.
 
         Args:
             number: number of the step, counted from 1 over the whole run.
@@ -91,7 +91,7 @@ def _range(steps: range) -> str:
 
 
 def start_timeline(file: Path | None, worker: WorkerEnv) -> None:
-    """Enables Horovod's timeline. Must be called before Horovod is initialized.
+    """Enable Horovod's timeline. Must be called before Horovod is initialized.
 
     Horovod reads an environment variable that must be set to the same value on all workers; rank 0 writes the file.
 
@@ -118,7 +118,7 @@ def start_timeline(file: Path | None, worker: WorkerEnv) -> None:
 
 
 def nvtx_range(name: str) -> AbstractContextManager[object]:
-    """Returns a context manager that marks a range for Nsight Systems; a no-op without a GPU or the nvtx package."""
+    """Return a context manager that marks a range for Nsight Systems; a no-op without a GPU or the nvtx package."""
     nvtx = _nvtx()
     return nullcontext() if nvtx is None else nvtx.annotate(name)
 

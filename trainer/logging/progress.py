@@ -43,7 +43,7 @@ class Progress:
         self._printed_at = 0.0
 
     def update(self, step: int | None, loss: float | None = None, rate: float | None = None, note: str = "") -> None:
-        """Updates the display.
+        """Update the display.
 
         Args:
             step: number of completed steps; None if unchanged, as during an evaluation.
@@ -73,7 +73,7 @@ class Progress:
             self._give_up()
 
     def message(self, text: str) -> None:
-        """Prints a separate line above the bar."""
+        """Print a separate line above the bar."""
         if not self._enabled:
             return
         try:
@@ -83,7 +83,7 @@ class Progress:
             self._give_up()
 
     def close(self) -> None:
-        """Shows the final state and ends the line."""
+        """Show the final state and end the line."""
         try:
             if self._bar is not None:
                 self._bar.close()
@@ -122,7 +122,7 @@ class Progress:
 
 
 def format_count(number: float) -> str:
-    """Formats a number with three digits and a unit: 999, 12.3k, 1.64M."""
+    """Format a number with three digits and a unit: 999, 12.3k, 1.64M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         # Numbers that round up to the unit use the unit: 999.6 is 1k, not 1e+03.
         if 0.9995 * limit <= abs(number) < math.inf:
@@ -132,7 +132,7 @@ def format_count(number: float) -> str:
 
 @contextmanager
 def byte_progress(what: str, total: int) -> Iterator[Advance]:
-    """Shows, on the first worker, the progress of work on `total` bytes once it has taken five seconds.
+    """Show, on the first worker, the progress of work on `total` bytes once it has taken five seconds.
 
     Yields:
         The function to call with each number of bytes done, by any thread.

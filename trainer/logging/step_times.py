@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def timed(stream: Iterator[T]) -> Iterator[tuple[T, float]]:
-    """Yields each batch with the seconds spent waiting for it."""
+    """Yield each batch with the seconds spent waiting for it."""
     started = time.perf_counter()
     for batch in stream:
         yield batch, time.perf_counter() - started
@@ -23,11 +23,11 @@ class StepTimes:
         self._steps, self._whole, self._data, self._collectives = 0, 0.0, 0.0, 0.0
 
     def wait(self, seconds: float) -> None:
-        """Adds the seconds that a step has waited for its batch."""
+        """Add the seconds that a step has waited for its batch."""
         self._data += seconds
 
     def add(self, seconds: float, in_collectives: float) -> None:
-        """Adds a step.
+        """Add a step.
 
         Args:
             seconds: total seconds of the step, including the wait for its batch.
@@ -37,7 +37,7 @@ class StepTimes:
         self._collectives += in_collectives
 
     def take(self) -> dict[str, float]:
-        """Returns means over the steps since the last call, and resets them.
+        """Return means over the steps since the last call, and reset them.
 
         Returns:
             Milliseconds: step_ms, and its parts wait_for_data_ms and communicate_ms. The first call returns nothing, as

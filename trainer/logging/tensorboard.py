@@ -32,7 +32,7 @@ class TensorBoard:
         self._has_graph = self._has_warned = False
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the scalars of a step, by key."""
+        """Write the scalars of a step, by key."""
         if self._folder is not None:
             summary = tf.compat.v1.Summary()
             for key, value in values.items():
@@ -40,7 +40,7 @@ class TensorBoard:
             self._write_summary(step, summary)
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Writes histograms over [0, 1] for a step.
+        """Write histograms over [0, 1] for a step.
 
         Args:
             step: the step.
@@ -54,13 +54,13 @@ class TensorBoard:
             self._write_summary(step, summary)
 
     def graph_of(self, function: Any, *arguments: Any) -> None:
-        """Writes the graph of a tf.function for the given arguments; only the first call has an effect."""
+        """Write the graph of a tf.function for the given arguments; only the first call has an effect."""
         if self._folder is not None and not self._has_graph:
             self._has_graph = True
             self._write(lambda: tf.summary.graph(function.get_concrete_function(*arguments).graph))
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         if self._writer is not None:
             self._write(self._writer.close)
 
@@ -83,7 +83,7 @@ class TensorBoard:
 
 
 def _fill(histogram: Any, values: np.ndarray) -> None:
-    """Fills a HistogramProto with values in [0, 1]; `bucket_limit` holds the upper edge of each bucket."""
+    """Fill a HistogramProto with values in [0, 1]; `bucket_limit` holds the upper edge of each bucket."""
     counts, edges = np.histogram(values.clip(0, 1), BUCKETS, (0, 1))
     histogram.min, histogram.max, histogram.num = values.min(), values.max(), values.size
     histogram.sum, histogram.sum_squares = values.sum(), np.square(values).sum()

@@ -30,14 +30,14 @@ class Run(Protocol):
     """A run of a tracker, in which every call may raise any exception."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends finite values of a step, by key."""
+        """Send finite values of a step, by key."""
 
     def end(self) -> None:
-        """Completes the run."""
+        """Complete the run."""
 
 
 def check_trackers(names: Mapping[str, str]) -> None:
-    """Checks that the packages of the trackers are installed, without importing them.
+    """Check that the packages of the trackers are installed, without importing them.
 
     Raises:
         DataError: a package is missing; the message says how to install it.
@@ -51,7 +51,7 @@ def check_trackers(names: Mapping[str, str]) -> None:
 
 
 def open_trackers(names: Mapping[str, str], results_dir: Path, flags: Mapping[str, Any]) -> "list[Tracker]":
-    """Starts a run in each of the trackers, under the last two names of the results folder's path.
+    """Start a run in each of the trackers, under the last two names of the results folder's path.
 
     Args:
         names: MLflow experiment and Weights & Biases project, by the flag's name.
@@ -80,12 +80,12 @@ class Tracker:
         self._thread.start()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Queues the finite values of a step, by key."""
+        """Queue the finite values of a step, by key."""
         finite = {key: float(value) for key, value in values.items() if math.isfinite(value)}
         self._put((step, finite))
 
     def close(self) -> None:
-        """Completes the run, after waiting at most CLOSE_SECONDS for queued values to be sent."""
+        """Complete the run, after waiting at most CLOSE_SECONDS for queued values to be sent."""
         self._put(None)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():

@@ -19,7 +19,7 @@ class _RocAuc(Metric):
     headline = 4
 
     def __init__(self, num_thresholds: int = 0) -> None:
-        """Chooses between the exact and the binned computation.
+        """Choose between the exact and the binned computation.
 
         Args:
             num_thresholds: 0 for the exact AUC. Otherwise, at least 2 evenly spaced probabilities from 0 to 1 with
@@ -35,7 +35,7 @@ class _RocAuc(Metric):
 
     @classmethod
     def create(cls, num_auc_thresholds: int) -> Self:
-        """Creates the metric with a number of thresholds."""
+        """Create the metric with a number of thresholds."""
         return cls(num_auc_thresholds)
 
 
@@ -49,18 +49,18 @@ class RocAuc(_RocAuc, ScoreMetric):
     """
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the AUC over the rows of all workers; if exact, with the memory of score_table. A collective."""
+        """Compute the AUC over the rows of all workers; if exact, with the memory of score_table. A collective."""
         return self._binned(rows, comm) if self._num_thresholds else super().result(rows, comm)
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """Computes the AUC from an existing score table; with thresholds, from the rows. A collective."""
+        """Compute the AUC from an existing score table; with thresholds, from the rows. A collective."""
         if self._num_thresholds:
             return self._binned(rows, comm)
         pairs = _ordered_pairs(table.positive, table.negative)
         return _area(comm.gather_rows(pairs[np.newaxis]))
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of DeLong et al. (Biometrics 1988), extended to sample weights. A collective.
+        """Compute the standard error of DeLong et al. (Biometrics 1988), extended to sample weights. A collective.
 
             SE^2 = P / (P - 1) * sum over positives p of (w_p / W_P)^2 * (V_p - AUC)^2
                  + N / (N - 1) * sum over negatives n of (w_n / W_N)^2 * (V_n - AUC)^2
@@ -95,7 +95,7 @@ class RocAuc(_RocAuc, ScoreMetric):
 
 
 def _ordered_pairs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Returns the weight of positives, of negatives, and of correctly ordered pairs (ties count one half), [3] float64.
+    """Return the weight of positives, of negatives, and of correctly ordered pairs (ties count one half), [3] float64.
 
     Args:
         positive: [scores] float64 weight of the positives at each score, by increasing score.
@@ -106,7 +106,7 @@ def _ordered_pairs(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def _area(parts: np.ndarray) -> float:
-    """Returns the AUC from [parts, 3] results of _ordered_pairs, by increasing score."""
+    """Return the AUC from [parts, 3] results of _ordered_pairs, by increasing score."""
     positive, negative, pairs = parts.T
     below = np.cumsum(negative) - negative
     every_pair = positive.sum() * negative.sum()
@@ -116,7 +116,7 @@ def _area(parts: np.ndarray) -> float:
 
 
 def _histogram(rows: Rows, num_bins: int) -> np.ndarray:
-    """Returns the weights of positives and of negatives between adjacent thresholds, [2, bins] float64."""
+    """Return the weights of positives and of negatives between adjacent thresholds, [2, bins] float64."""
     with np.errstate(over="ignore"):
         probabilities = 1 / (1 + np.exp(-rows.logits.astype(np.float64)))
     # Bins are open below and closed above, except that the first one includes 0.
@@ -142,7 +142,7 @@ class PrecisionRecallAuc(ScoreMetric):
     direction = Direction.LARGER
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """Computes the area from an existing score table. A collective."""
+        """Compute the area from an existing score table. A collective."""
         parts = comm.gather_rows(np.array([[table.positive.sum(), table.negative.sum()]]))
         # Workers hold increasing scores in rank order: those of higher rank come first in the ranking.
         positive_above, negative_above = parts[comm.rank + 1 :].sum(axis=0)
@@ -162,9 +162,9 @@ class OneVersusRestAuc(_RocAuc):
     """
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the mean AUC over the rows of all workers. A collective.
+        """Compute the mean AUC over the rows of all workers. A collective.
 
-        Takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class.
+        It takes the time of RocAuc once per class, and its memory plus 4 bytes per row and class.
         """
         auc = RocAuc(self._num_thresholds)
         aucs = [
@@ -176,7 +176,7 @@ class OneVersusRestAuc(_RocAuc):
 
 
 def _log_odds(rows: Rows) -> np.ndarray:
-    """Returns log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
+    """Return log(p / (1 - p)) of every class's probability p, [classes, rows] float32."""
     scores = np.empty(rows.logits.shape[::-1], np.float32)
     end = 0
     for block in blocks(rows):

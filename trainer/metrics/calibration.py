@@ -31,12 +31,12 @@ class Calibration(Metric):
     direction = Direction.NEAREST_1
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the ratio over the rows of all workers. A collective."""
+        """Compute the ratio over the rows of all workers. A collective."""
         predicted, actual, _ = weighted_sums(rows, comm, _predicted, _actual)
         return predicted / actual if actual > 0 else math.nan
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of the ratio. A collective."""
+        """Compute the standard error of the ratio. A collective."""
         return error_of_ratio(rows, comm, value, _predicted, _actual)
 
 
@@ -69,14 +69,14 @@ class CalibrationError(ScoreMetric):
     direction = Direction.SMALLER
 
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """Computes the error from an existing score table. A collective."""
+        """Compute the error from an existing score table. A collective."""
         predicted, actual, weight = calibration_sums(table, rows, comm)
         total = weight.sum()
         return float(np.abs(predicted - actual).sum() / total) if total > 0 else math.nan
 
 
 def calibration_sums(table: ScoreTable, rows: Rows, comm: Collectives) -> np.ndarray:
-    """Returns the sums of w * p, of w * y and of w in each bin of equal mass, [3, 100] float64. A collective.
+    """Return the sums of w * p, of w * y and of w in each bin of equal mass, [3, 100] float64. A collective.
 
     Args:
         table: result of score_table for the rows.
@@ -94,13 +94,13 @@ def calibration_sums(table: ScoreTable, rows: Rows, comm: Collectives) -> np.nda
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
-    """Logistic function in float64, without overflow: [rows] float -> [rows] float64."""
+    """Apply the logistic function in float64, without overflow: [rows] float -> [rows] float64."""
     small = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1, small) / (1 + small)
 
 
 def _bin_borders(table: ScoreTable, comm: Collectives) -> np.ndarray:
-    """Returns the lowest score in bin 1 or above, 2 or above, ..., [99] float32, rising; infinite if there is none."""
+    """Return the lowest score in bin 1 or above, 2 or above, ..., [99] float32, rising; infinite if there is none."""
     mass = table.mass.astype(np.int64)
     shares = comm.gather_rows(mass.sum(keepdims=True))
     # Doubled to stay in integers: 2 c + m per score, c including the lower-ranked workers' mass.
@@ -126,7 +126,7 @@ class CalibrationCurve(NamedTuple):
 
 
 def calibration_curve(table: ScoreTable, rows: Rows, comm: Collectives) -> CalibrationCurve:
-    """Computes the curve over the rows of all workers, equal on all of them. A collective.
+    """Compute the curve over the rows of all workers, equal on all of them. A collective.
 
     It has 20 bins of equal mass, each made of five adjacent bins of the calibration error's 100, so rows of equal logit
     share a bin. Empty bins are omitted.
@@ -143,5 +143,5 @@ def calibration_curve(table: ScoreTable, rows: Rows, comm: Collectives) -> Calib
 
 
 def as_records(curves: Mapping[str, CalibrationCurve]) -> dict[str, dict[str, list[float]]]:
-    """Converts curves to their log format: key -> weight, prediction and label -> one value per bin."""
+    """Convert curves to their log format: key -> weight, prediction and label -> one value per bin."""
     return {key: {name: column.tolist() for name, column in curve._asdict().items()} for key, curve in curves.items()}

@@ -34,9 +34,9 @@ class GroupedAuc(Metric):
     needs_group = True
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the GAUC over the rows of all workers. A collective.
+        """Compute the GAUC over the rows of all workers. A collective.
 
-        Takes up to about 100 bytes per row while it runs, up to 150 with several workers.
+        It takes up to about 100 bytes per row while it runs, up to 150 with several workers.
 
         Raises:
             ValueError: the rows have no group.
@@ -46,7 +46,7 @@ class GroupedAuc(Metric):
         return float(area / weight) if weight > 0 else math.nan
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of a weighted mean over groups that are drawn independently. A collective.
+        """Compute the standard error of a weighted mean over groups that are drawn independently. A collective.
 
             SE = sqrt(n / (n - 1) * sum over groups of W_g^2 * (AUC_g - GAUC)^2) / sum over groups of W_g
 
@@ -57,7 +57,7 @@ class GroupedAuc(Metric):
 
 
 def _groups(rows: Rows, comm: Collectives) -> tuple["_Parts", "_Parts"]:
-    """Returns the groups of all rows: those that only this worker has, and the others, equal on every worker."""
+    """Return the groups of all rows: those that only this worker has, and the others, equal on every worker."""
     if rows.group is None:
         raise ValueError("GAUC ranks rows within groups, and these rows have no group")
     # The sign carries the label, so that one column less has to be sorted.
@@ -108,7 +108,7 @@ class _Parts(NamedTuple):
 
 
 def _tabulate(group: np.ndarray, scores: np.ndarray, signed_weights: np.ndarray) -> _Table:
-    """Builds this worker's own table; weights ([rows] float32) of positive rows are negative."""
+    """Build this worker's own table; weights ([rows] float32) of positive rows are negative."""
     order = _order(group, scores)
     group, scores, signed_weights = group[order], scores[order], signed_weights[order]
     del order
@@ -122,7 +122,7 @@ def _tabulate(group: np.ndarray, scores: np.ndarray, signed_weights: np.ndarray)
 
 
 def _order(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Returns the positions [rows] that sort by group and increasing score."""
+    """Return the positions [rows] that sort by group and increasing score."""
     order, _, packed = number_groups(group)
     packed <<= np.uint64(32)
     packed |= rising_key(scores[order])
@@ -130,7 +130,7 @@ def _order(group: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _share(table: _Table, comm: Collectives) -> _Table:
-    """Returns this worker's part of the table of all rows. A collective.
+    """Return this worker's part of the table of all rows. A collective.
 
     Parts are in rank order and have about equally many lines, however large a group is: a group may continue on the
     next worker.
@@ -149,7 +149,7 @@ def _share(table: _Table, comm: Collectives) -> _Table:
 
 
 def _merge_parts(parts: _Parts) -> _Parts:
-    """Joins parts into one per group: a positive outscores all negatives of the group's earlier parts."""
+    """Join parts into one per group: a positive outscores all negatives of the group's earlier parts."""
     starts = run_starts(parts.group)
     pairs = parts.pairs + parts.positive * _weight_before(parts.negative, starts)
     sums = (sum_runs(column, starts, np.float64) for column in (parts.positive, parts.negative, pairs))
@@ -157,7 +157,7 @@ def _merge_parts(parts: _Parts) -> _Parts:
 
 
 def _weight_before(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Returns the sum of the weights ([parts] float64) before each one in its group; groups begin at `starts`.
+    """Return the sum of the weights ([parts] float64) before each one in its group; groups begin at `starts`.
 
     Differences of running sums over all groups would leave few correct digits for a small group after large ones. So
     the weights are split in two: multiples of a unit whose running sums are exact in float64, and small remainders.
@@ -169,7 +169,7 @@ def _weight_before(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _weighted_area(groups: _Parts) -> np.ndarray:
-    """Returns the sum of weight * AUC over the groups with both classes, and the sum of their weights, [2] float64."""
+    """Return the sum of weight * AUC over the groups with both classes, and the sum of their weights, [2] float64."""
     pairs = groups.positive * groups.negative
     known = pairs > 0
     weights = (groups.positive + groups.negative)[known]
@@ -177,7 +177,7 @@ def _weighted_area(groups: _Parts) -> np.ndarray:
 
 
 def _squares(groups: _Parts, mean: float) -> np.ndarray:
-    """Returns the sums of (weight * (AUC - mean))^2 and of weight, and the number, of the groups with both classes."""
+    """Return the sums of (weight * (AUC - mean))^2 and of weight, and the number, of the groups with both classes."""
     pairs = groups.positive * groups.negative
     known = pairs > 0
     weights = (groups.positive + groups.negative)[known]

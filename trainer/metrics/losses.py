@@ -17,14 +17,14 @@ class MeanLoss(Metric):
 
     @abstractmethod
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the loss of each row, [rows] float64."""
+        """Return the loss of each row, [rows] float64."""
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the mean over the rows of all workers. A collective."""
+        """Compute the mean over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, self.per_row)
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of the mean. A collective."""
+        """Compute the standard error of the mean. A collective."""
         return error_of_ratio(rows, comm, value, self.per_row)
 
 
@@ -48,19 +48,19 @@ class _NormalizedEntropy(Metric):
 
 
 def sigmoid_cross_entropy(rows: Rows) -> np.ndarray:
-    """Returns -log of the predicted probability of each row's label, [rows] float64."""
+    """Return -log of the predicted probability of each row's label, [rows] float64."""
     wrong_way = np.where(rows.labels > 0, -rows.logits, rows.logits).astype(np.float64)
     return np.maximum(wrong_way, 0) + np.log1p(np.exp(-np.abs(wrong_way)))
 
 
 def softmax_cross_entropy(rows: Rows) -> np.ndarray:
-    """Returns -log of the predicted probability of each row's class, [rows] float64."""
+    """Return -log of the predicted probability of each row's class, [rows] float64."""
     below = rows.logits - logits_of_labels(rows)[:, np.newaxis].astype(np.float64)  # [rows, classes]
     return np.logaddexp.reduce(below, axis=1)
 
 
 def logits_of_labels(rows: Rows) -> np.ndarray:
-    """Returns the logit of each row's own class, [rows] float32."""
+    """Return the logit of each row's own class, [rows] float32."""
     return np.take_along_axis(rows.logits, rows.labels.astype(np.int64)[:, np.newaxis], axis=1)[:, 0]
 
 
@@ -73,7 +73,7 @@ class LogLoss(_TaskLoss):
     """
 
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the cross-entropy of each row, [rows] float64."""
+        """Return the cross-entropy of each row, [rows] float64."""
         return sigmoid_cross_entropy(rows)
 
 
@@ -87,7 +87,7 @@ class NormalizedEntropy(_NormalizedEntropy):
     """
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the ratio over the rows of all workers. A collective."""
+        """Compute the ratio over the rows of all workers. A collective."""
         loss, positive, negative, _ = weighted_sums(
             rows,
             comm,
@@ -111,7 +111,7 @@ class SoftmaxLoss(_TaskLoss):
     """
 
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the cross-entropy of each row, [rows] float64."""
+        """Return the cross-entropy of each row, [rows] float64."""
         return softmax_cross_entropy(rows)
 
 
@@ -124,7 +124,7 @@ class SoftmaxNormalizedEntropy(_NormalizedEntropy):
     """
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the ratio over the rows of all workers. A collective."""
+        """Compute the ratio over the rows of all workers. A collective."""
         classes = rows.logits.shape[1]
         # astype: without rows, bincount returns integers, and all workers need one dtype.
         own = np.bincount(rows.labels.astype(np.int64), rows.weights, classes).astype(np.float64)
@@ -150,11 +150,11 @@ class Accuracy(Metric):
     headline = 2
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the accuracy over the rows of all workers. A collective."""
+        """Compute the accuracy over the rows of all workers. A collective."""
         return weighted_mean(rows, comm, _share_correct)
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of the mean. A collective."""
+        """Compute the standard error of the mean. A collective."""
         return error_of_ratio(rows, comm, value, _share_correct)
 
 
@@ -175,7 +175,7 @@ class AmountLoss(_TaskLoss):
         self._loss = loss
 
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the loss of each row, [rows] float64."""
+        """Return the loss of each row, [rows] float64."""
         return self._loss(rows.logits, rows.labels)
 
 
@@ -206,7 +206,7 @@ class MeanSquaredError(ErrorMetric, _TaskLoss):
     """
 
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the squared errors, [rows] float64."""
+        """Return the squared errors, [rows] float64."""
         return np.square(self._errors(rows))
 
 
@@ -218,11 +218,11 @@ class RootMeanSquaredError(MeanSquaredError):
     headline = 3
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the error over the rows of all workers. A collective."""
+        """Compute the error over the rows of all workers. A collective."""
         return math.sqrt(super().result(rows, comm))
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes SE(MSE) / (2 * RMSE), by the delta method; 0 if all errors are 0. A collective."""
+        """Compute SE(MSE) / (2 * RMSE), by the delta method; 0 if all errors are 0. A collective."""
         error = super().standard_error(rows, comm, value**2)
         return error / (2 * value) if value > 0 else error
 
@@ -239,5 +239,5 @@ class MeanAbsoluteError(ErrorMetric):
     title = "MAE"
 
     def per_row(self, rows: Rows) -> np.ndarray:
-        """Returns the absolute errors, [rows] float64."""
+        """Return the absolute errors, [rows] float64."""
         return np.abs(self._errors(rows))

@@ -21,13 +21,13 @@ class Direction(Enum):
     NEAREST_1 = "nearest to 1"  # for ratios: 2 and 1/2 are equally far from 1
 
     def is_better(self, new: float, old: float | None) -> bool:
-        """Returns whether `new` is strictly better than `old`. NaN never is, but others beat NaN and None."""
+        """Return whether `new` is strictly better than `old`. NaN never is, but others beat NaN and None."""
         if math.isnan(new):
             return False
         return old is None or math.isnan(old) or self._badness(new) < self._badness(old)
 
     def is_no_worse(self, new: float, old: float, tolerance: float) -> bool:
-        """Returns whether `new` is worse than `old` by at most `tolerance`. NaN is worse than any number."""
+        """Return whether `new` is worse than `old` by at most `tolerance`. NaN is worse than any number."""
         if math.isnan(new) or math.isnan(old):
             return math.isnan(old)
         return self._badness(new) <= self._badness(old) + tolerance
@@ -81,12 +81,12 @@ class Metric(ABC):
 
     @classmethod
     def create(cls, num_auc_thresholds: int) -> Self:
-        """Creates the metric from the evaluation's options. The number of thresholds is 0 for the exact AUC."""
+        """Create the metric from the evaluation's options. The number of thresholds is 0 for the exact AUC."""
         return cls()
 
     @abstractmethod
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the metric over the rows of all workers: a collective, with the same float on every worker.
+        """Compute the metric over the rows of all workers: a collective, with the same float on every worker.
 
         The result does not depend on the order of rows or on how they are distributed over workers (up to the rounding
         of float64 sums). NaN where the metric is undefined.
@@ -98,7 +98,7 @@ class Metric(ABC):
         """
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of the metric over the rows of all workers. A collective.
+        """Compute the standard error of the metric over the rows of all workers. A collective.
 
         Args:
             rows: this worker's rows, as for `result`.
@@ -113,7 +113,7 @@ class Metric(ABC):
 
 
 def blocks(rows: Rows) -> Iterator[Rows]:
-    """Yields the rows, without groups, in blocks small enough for float64 copies."""
+    """Yield the rows, without groups, in blocks small enough for float64 copies."""
     size = max(1, _BLOCK_LOGITS // math.prod(rows.logits.shape[1:]))
     for start in range(0, len(rows.logits), size):
         block = slice(start, start + size)
@@ -121,9 +121,9 @@ def blocks(rows: Rows) -> Iterator[Rows]:
 
 
 def weighted_sums(rows: Rows, comm: Collectives, *values: Callable[[Rows], np.ndarray]) -> list[float]:
-    """Returns the float64 sums of weight * value over all workers' rows, followed by the sum of weights. A collective.
+    """Return the float64 sums of weight * value over all workers' rows, followed by the sum of weights. A collective.
 
-    Takes a fixed amount of memory, a few MiB.
+    It takes a fixed amount of memory, a few MiB.
 
     Args:
         rows: this worker's rows.
@@ -144,12 +144,12 @@ def error_of_ratio(
     above: Callable[[Rows], np.ndarray],
     below: Callable[[Rows], np.ndarray] | None = None,
 ) -> float:
-    """Returns the standard error of (sum of w * a) / (sum of w * b) over independent rows. A collective.
+    """Return the standard error of (sum of w * a) / (sum of w * b) over independent rows. A collective.
 
         SE = sqrt(n / (n - 1) * sum of (w * (a - ratio * b))^2) / (sum of w * b)
 
     This is the delta method (Cochran, "Sampling Techniques", 1977, section 2.11), and for b = 1 and equal weights the
-    usual standard error of a mean. Takes a fixed amount of memory, a few MiB.
+    usual standard error of a mean. Computing it takes a fixed amount of memory, a few MiB.
 
     Args:
         rows: this worker's rows.
@@ -168,12 +168,12 @@ def error_of_ratio(
 
 
 def error_of_sums(sums: np.ndarray) -> float:
-    """Returns sqrt(n / (n - 1) * squares) / weight from the sums of squares and of weights and n, [3] float64."""
+    """Return sqrt(n / (n - 1) * squares) / weight from the sums of squares and of weights and n, [3] float64."""
     squares, weight, count = sums.tolist()
     return math.sqrt(squares * count / (count - 1)) / weight if count > 1 else math.nan
 
 
 def weighted_mean(rows: Rows, comm: Collectives, value: Callable[[Rows], np.ndarray]) -> float:
-    """Returns the weighted mean of a value over all workers' rows; NaN if there are none. See weighted_sums."""
+    """Return the weighted mean of a value over all workers' rows; NaN if there are none. See weighted_sums."""
     total, weight = weighted_sums(rows, comm, value)
     return total / weight if weight > 0 else math.nan

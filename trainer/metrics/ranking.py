@@ -47,27 +47,27 @@ class RankingMetric(Metric):
     ranks: int
 
     def __init__(self, ranks: int) -> None:
-        """Creates the metric of so many ranks, at least 1."""
+        """Create the metric of so many ranks, at least 1."""
         self.ranks, self.name, self.title = ranks, f"{self.family}@{ranks}", f"{self.title}@{ranks}"
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the mean over the groups of all workers, with the memory of ranked_ties. A collective."""
+        """Compute the mean over the groups of all workers, with the memory of ranked_ties. A collective."""
         return self.of_ties(ranked_ties(rows, self.ranks, comm), comm)
 
     def of_ties(self, ties: "Ties", comm: Collectives) -> float:
-        """Computes the mean from existing blocks of ties. A collective."""
+        """Compute the mean from existing blocks of ties. A collective."""
         values = self.per_group(ties)
         total, groups = comm.sum_array(np.array([values.sum(), len(values)]))
         return float(total / groups) if groups else math.nan
 
     def standard_error(self, rows: Rows, comm: Collectives, value: float) -> float:
-        """Computes the standard error of a mean over groups that are drawn independently. A collective."""
+        """Compute the standard error of a mean over groups that are drawn independently. A collective."""
         deviations = self.per_group(ranked_ties(rows, self.ranks, comm)) - value
         return error_of_sums(comm.sum_array(np.array([deviations @ deviations, len(deviations), len(deviations)])))
 
     @abstractmethod
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns the measure of each group with a positive, [groups] float64.
+        """Return the measure of each group with a positive, [groups] float64.
 
         Args:
             ties: result of ranked_ties for as many ranks or more.
@@ -84,7 +84,7 @@ class Ndcg(RankingMetric):
     family, title = "ndcg", "NDCG"
 
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns the NDCG of each group with a positive, [groups] float64."""
+        """Return the NDCG of each group with a positive, [groups] float64."""
         blocks, positives = _first_blocks(ties, self.ranks)
         ideal_ranks = np.minimum(positives, self.ranks)
         last = max(blocks.ends.max(initial=0), ideal_ranks.max(initial=0))
@@ -99,7 +99,7 @@ class Recall(RankingMetric):
     family, title = "recall", "Recall"
 
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns the recall of each group with a positive, [groups] float64."""
+        """Return the recall of each group with a positive, [groups] float64."""
         blocks, positives = _first_blocks(ties, self.ranks)
         found = blocks.positives / blocks.rows * (blocks.ends - blocks.before)
         return blocks.sum_by_group(found, len(positives)) / positives
@@ -111,7 +111,7 @@ class ReciprocalRank(RankingMetric):
     family, title = "mrr", "MRR"
 
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns the reciprocal rank of each group with a positive, [groups] float64."""
+        """Return the reciprocal rank of each group with a positive, [groups] float64."""
         return _first_positives(ties, self.ranks, lambda ranks: 1 / ranks)
 
 
@@ -121,7 +121,7 @@ class HitRate(RankingMetric):
     family, title = "hit_rate", "Hit rate"
 
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns 1 or 0 (with ties, the probability of 1) for each group with a positive, [groups] float64."""
+        """Return 1 or 0 (with ties, the probability of 1) for each group with a positive, [groups] float64."""
         return _first_positives(ties, self.ranks, np.ones_like)
 
 
@@ -135,7 +135,7 @@ class AveragePrecision(RankingMetric):
     family, title = "map", "MAP"
 
     def per_group(self, ties: "Ties") -> np.ndarray:
-        """Returns the average precision of each group with a positive, [groups] float64.
+        """Return the average precision of each group with a positive, [groups] float64.
 
         For a block of m rows with p positives, after r rows with c positives: its j-th rank holds a positive with
         probability p / m, and then the j - 1 ranks of the block before it hold (j - 1)(p - 1) / (m - 1) on average.
@@ -161,7 +161,7 @@ class MeanAveragePrecision(AveragePrecision):
     headline = 5
 
     def __init__(self) -> None:
-        """Creates the metric."""
+        """Create the metric."""
         self.ranks = RANKS
 
 
@@ -171,7 +171,7 @@ RANKING_METRICS: dict[str, type[RankingMetric]] = {
 
 
 def ranking_metric(name: str) -> RankingMetric:
-    """Returns the metric of a name such as ndcg@10.
+    """Return the metric of a name such as ndcg@10.
 
     Raises:
         ValueError: there is no such metric.
@@ -202,9 +202,9 @@ class Ties(NamedTuple):
 
 
 def ranked_ties(rows: Rows, ranks: int, comm: Collectives) -> Ties:
-    """Builds the blocks of the groups that this worker gets, each whole on one worker. A collective.
+    """Build the blocks of the groups that this worker gets, each whole on one worker. A collective.
 
-    Takes about 70 bytes per row while it runs, up to 150 with several workers; a block takes 28.
+    It takes about 70 bytes per row while it runs, up to 150 with several workers; a block takes 28.
 
     Args:
         rows: this worker's rows.
@@ -221,7 +221,7 @@ def ranked_ties(rows: Rows, ranks: int, comm: Collectives) -> Ties:
 
 
 def _ties_of_rows(group: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Ties:
-    """Builds the blocks of this worker's rows."""
+    """Build the blocks of this worker's rows."""
     order, names, packed = number_groups(group)
     # One integer per row, sorted at once. From the highest bit: 31 bits of group number, 32 of score, 1 of label.
     packed <<= np.uint64(33)
@@ -241,7 +241,7 @@ def _ties_of_rows(group: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
 
 
 def _merged(columns: Sequence[np.ndarray]) -> Ties:
-    """Sorts blocks, given in any order as the columns of Ties, and joins those of equal group and score."""
+    """Sort blocks, given in any order as the columns of Ties, and join those of equal group and score."""
     group, scores, rows, positives = columns
     order, _, packed = number_groups(group)
     packed <<= np.uint64(32)
@@ -251,7 +251,7 @@ def _merged(columns: Sequence[np.ndarray]) -> Ties:
 
 
 def _merge_ties(ties: Ties) -> Ties:
-    """Joins adjacent blocks of equal group and score."""
+    """Join adjacent blocks of equal group and score."""
     starts = run_starts(ties.group, ties.scores)
     return Ties(
         ties.group[starts],
@@ -262,7 +262,7 @@ def _merge_ties(ties: Ties) -> Ties:
 
 
 def _cut(ties: Ties, ranks: int) -> Ties:
-    """Joins everything after so many ranks of a group into one block at its end.
+    """Join everything after so many ranks of a group into one block at its end.
 
     Other workers' rows can only push it further down, so only its number of positives still matters. A worker thus
     sends at most ranks + 1 blocks per group, however large the group is.
@@ -272,7 +272,7 @@ def _cut(ties: Ties, ranks: int) -> Ties:
 
 
 def _share_by_group(ties: Ties, comm: Collectives) -> tuple[np.ndarray, ...]:
-    """Sends each group's blocks to the worker that its ID hashes to. A collective."""
+    """Send each group's blocks to the worker that its ID hashes to. A collective."""
     mixed = (ties.group.view(np.uint64) * _HASH_FACTOR) >> np.uint64(32)
     worker = (mixed % np.uint64(comm.size)).astype(np.uint16)  # NumPy's stable sort of 16-bit integers is a radix sort
     order = np.argsort(worker, kind="stable")
@@ -300,12 +300,12 @@ class _Blocks(NamedTuple):
     positives: np.ndarray
 
     def sum_by_group(self, values: np.ndarray, groups: int) -> np.ndarray:
-        """Returns the sums of the blocks' values over each of the groups with a positive, [groups] float64."""
+        """Return the sums of the blocks' values over each of the groups with a positive, [groups] float64."""
         return np.bincount(self.group, values, minlength=groups).astype(np.float64)
 
 
 def _first_blocks(ties: Ties, ranks: int) -> tuple[_Blocks, np.ndarray]:
-    """Returns the blocks that count for so many ranks, and the positives of each group that has one, [groups] int64."""
+    """Return the blocks that count for so many ranks, and the positives of each group that has one, [groups] int64."""
     starts = run_starts(ties.group)
     positives = sum_runs(ties.positives, starts, np.int64)
     before = sum_before(ties.rows, starts)
@@ -323,12 +323,12 @@ def _first_blocks(ties: Ties, ranks: int) -> tuple[_Blocks, np.ndarray]:
 
 
 def _running_sum(value: Callable[[np.ndarray], np.ndarray], last: int) -> np.ndarray:
-    """Returns the sums of a value over the first 0, 1, ..., last ranks, [last + 1] float64."""
+    """Return the sums of a value over the first 0, 1, ..., last ranks, [last + 1] float64."""
     return np.concatenate([[0.0], np.cumsum(value(np.arange(1, last + 1, dtype=np.float64)))])
 
 
 def _first_positives(ties: Ties, ranks: int, value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Returns the expected value of the rank of each group's first positive, [groups] float64; 0 behind the last rank.
+    """Return the expected value of the rank of each group's first positive, [groups] float64; 0 behind the last rank.
 
     Only the first block with a positive matters. In a block of m rows with p positives, the (j + 1)-th row holds a
     positive with probability p / (m - j) if the j rows before it hold none. Blocks are treated side by side, as many

@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     group: np.ndarray | None
 
     def select(self, mask: np.ndarray) -> "Rows":
-        """Returns the rows where `mask` ([rows] bool) is true."""
+        """Return the rows where `mask` ([rows] bool) is true."""
         if mask.all():
             return self
         group = None if self.group is None else self.group[mask]
@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
 
 def as_logits(values: np.ndarray) -> np.ndarray:
-    """Converts float64 values to finite logits, [...] float32; values beyond its range are clipped."""
+    """Convert float64 values to finite logits, [...] float32; values beyond its range are clipped."""
     largest = np.finfo(np.float32).max
     return np.clip(values, -largest, largest).astype(np.float32)
 
@@ -44,12 +44,12 @@ class GrowingArray:
     """
 
     def __init__(self, dtype: type[np.generic], width: int | None = None) -> None:
-        """Creates an empty array. `width` is the length of a row, None for scalars."""
+        """Create an empty array. `width` is the length of a row, None for scalars."""
         self._room = np.empty((0,) if width is None else (0, width), dtype)
         self._size = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Appends [rows, ...]; values are cast to this array's dtype."""
+        """Append [rows, ...]; values are cast to this array's dtype."""
         size = self._size + len(rows)
         if size > len(self._room):
             capacity = max(size, 2 * len(self._room), _FIRST_CAPACITY)
@@ -65,5 +65,5 @@ class GrowingArray:
         return self._room[: self._size]
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return self._size

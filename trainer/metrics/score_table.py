@@ -52,19 +52,19 @@ class ScoreMetric(Metric):
     """A metric that is computed from the score table. An evaluation builds the table once for all of them."""
 
     def result(self, rows: Rows, comm: Collectives) -> float:
-        """Computes the metric over the rows of all workers, with the memory of score_table. A collective."""
+        """Compute the metric over the rows of all workers, with the memory of score_table. A collective."""
         return self.of_table(score_table(rows, comm), rows, comm)
 
     @abstractmethod
     def of_table(self, table: ScoreTable, rows: Rows, comm: Collectives) -> float:
-        """Computes the metric from the score table of the rows. A collective."""
+        """Compute the metric from the score table of the rows. A collective."""
 
 
 def score_table(rows: Rows, comm: Collectives) -> ScoreTable:
-    """Builds this worker's part of the table of all rows. A collective.
+    """Build this worker's part of the table of all rows. A collective.
 
     Parts are in rank order, no score is in two of them, and workers get about equally many lines (at most an eighth
-    more, plus one per worker). Takes about 60 bytes per row while it runs, up to 140 with several workers, less if
+    more, plus one per worker). It takes about 60 bytes per row while it runs, up to 140 with several workers, less if
     scores are tied; a line of the table takes 28.
     """
     largest = np.float64(comm.gather_rows(rows.weights.max(initial=0, keepdims=True)).max())
@@ -80,7 +80,7 @@ def score_table(rows: Rows, comm: Collectives) -> ScoreTable:
 
 
 def squared_table(rows: Rows, comm: Collectives) -> SquaredTable:
-    """Builds this worker's part of the table of all rows with squared weights. A collective.
+    """Build this worker's part of the table of all rows with squared weights. A collective.
 
     Parts are as in score_table, and so is the memory while it runs; a line of the table takes 36 bytes.
     """
@@ -92,7 +92,7 @@ def squared_table(rows: Rows, comm: Collectives) -> SquaredTable:
 
 
 def _by_score(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorts this worker's rows by score.
+    """Sort this worker's rows by score.
 
     Returns:
         The distinct scores, [scores] float32; the weights, [rows] float32, negative for rows with label 1; and where
@@ -111,7 +111,7 @@ def _by_score(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _share_by_score(table: Sequence[np.ndarray], comm: Collectives) -> tuple[np.ndarray, ...]:
-    """Returns this worker's lines of all workers' tables, with those of equal score joined. A collective.
+    """Return this worker's lines of all workers' tables, with those of equal score joined. A collective.
 
     Args:
         table: [scores] columns: the scores, then sums.

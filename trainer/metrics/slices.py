@@ -35,19 +35,19 @@ class SliceColumn:
     """
 
     def __init__(self, name: str) -> None:
-        """Creates a column without rows."""
+        """Create a column without rows."""
         self.name = name
         self._parts: list[pa.DictionaryArray] = []
 
     def append(self, values: np.ndarray) -> None:
-        """Adds values, [batch] of numbers, booleans or (dtype object) texts and None; all calls with the same dtype."""
+        """Add values, [batch] of numbers, booleans or (dtype object) texts and None; all calls with the same dtype."""
         if np.issubdtype(values.dtype, np.floating):  # Arrow has no dictionaries of float16; 0.0 instead of -0.0
             values = values.astype(np.promote_types(values.dtype, np.float32)) + 0
         array = pa.array(values, type=pa.string() if values.dtype == object else None)
         self._parts.append(array.dictionary_encode())
 
     def divide(self, most: int, comm: Collectives) -> Division:
-        """Divides the rows of all workers into slices. A collective.
+        """Divide the rows of all workers into slices. A collective.
 
         Args:
             most: the largest number of values with a slice of their own: those with the most rows. Among values with
@@ -72,7 +72,7 @@ class SliceColumn:
         return Division(self.name, (*texts, REST) if has_rest else tuple(texts), slices[codes])
 
     def _unified(self) -> tuple[np.ndarray, pa.Array]:
-        """Returns a code per row, [rows] int64, and the value of each code; nulls have a code past the last value."""
+        """Return a code per row, [rows] int64, and the value of each code; nulls have a code past the last value."""
         if not self._parts:
             return np.zeros(0, np.int64), pa.array([], pa.int64())
         column = pa.chunked_array(self._parts).unify_dictionaries().combine_chunks()
@@ -82,7 +82,7 @@ class SliceColumn:
 
 
 def _keys(distinct: pa.Array) -> np.ndarray:
-    """Returns an integer per value that is the same on every worker, [values] int64; of texts one more for null.
+    """Return an integer per value that is the same on every worker, [values] int64; of texts one more for null.
 
     Those of signed integers and floats are in the order of the values, with NaN last.
     """
@@ -97,7 +97,7 @@ def _keys(distinct: pa.Array) -> np.ndarray:
 
 
 def _most_frequent(keys: np.ndarray, counts: np.ndarray, most: int, comm: Collectives) -> tuple[np.ndarray, bool]:
-    """Returns the keys with the most rows over all workers, by falling number, and whether there are others.
+    """Return the keys with the most rows over all workers, by falling number, and whether there are others.
 
     Each worker sums the counts of the keys that it is chosen for by their hash. A collective.
     """
@@ -115,12 +115,12 @@ def _most_frequent(keys: np.ndarray, counts: np.ndarray, most: int, comm: Collec
 
 
 def _by_count(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Returns the positions that sort by falling count, then by key."""
+    """Return the positions that sort by falling count, then by key."""
     return np.lexsort((keys, -counts))
 
 
 def _texts_of(chosen: np.ndarray, keys: np.ndarray, distinct: pa.Array, comm: Collectives) -> list[str]:
-    """Returns the values of the chosen keys as texts, which at least one worker knows. A collective."""
+    """Return the values of the chosen keys as texts, which at least one worker knows. A collective."""
     own = np.flatnonzero(np.isin(keys, chosen))
     values = distinct.take(own[own < len(distinct)]).cast(pa.string()).to_pylist()
     pairs = zip(keys[own].tolist(), [*values, NULL], strict=False)

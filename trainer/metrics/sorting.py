@@ -11,7 +11,7 @@ _SAMPLES_PER_WORKER_PAIR = 16
 
 
 def rising_key(scores: np.ndarray) -> np.ndarray:
-    """Returns integers in the order of the scores; equal scores, including 0.0 and -0.0, have equal keys.
+    """Return integers in the order of the scores; equal scores, including 0.0 and -0.0, have equal keys.
 
     Read as integers, the bits of positive floats increase with their value and those of negative floats decrease: all
     bits of the latter are flipped, and the sign bit of the former. The 32 bits can be packed with others into 64; one
@@ -30,13 +30,13 @@ def rising_key(scores: np.ndarray) -> np.ndarray:
 
 
 def score_of_key(keys: np.ndarray) -> np.ndarray:
-    """Returns the scores ([rows] float32) whose rising_key is `keys` ([rows] uint32)."""
+    """Return the scores ([rows] float32) whose rising_key is `keys` ([rows] uint32)."""
     turned = ((keys >> 31) - np.uint32(1)) | _SIGN
     return (keys ^ turned).view(np.float32)
 
 
 def run_starts(*columns: np.ndarray) -> np.ndarray:
-    """Finds where a row differs from the previous one in any column.
+    """Find where a row differs from the previous one in any column.
 
     Args:
         columns: [rows] each, of equal length.
@@ -52,20 +52,20 @@ def run_starts(*columns: np.ndarray) -> np.ndarray:
 
 
 def sum_runs(values: np.ndarray, starts: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    """Sums `values` ([rows]) over the runs that begin at `starts`; returns [runs] of the given dtype."""
+    """Sum `values` ([rows]) over the runs that begin at `starts`; return [runs] of the given dtype."""
     if len(starts) == 0:
         return np.zeros(0, dtype)
     return np.add.reduceat(values, starts, dtype=dtype)
 
 
 def sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Returns the sum of the values ([rows] int64 or float64) before each one in its run; runs begin at `starts`."""
+    """Return the sum of the values ([rows] int64 or float64) before each one in its run; runs begin at `starts`."""
     before = np.cumsum(values) - values
     return before - np.repeat(before[starts], np.diff(starts, append=len(values)))
 
 
 def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers the groups from 0.
+    """Assign numbers from 0 to the groups.
 
     Args:
         group: [rows] int64.
@@ -83,7 +83,7 @@ def number_groups(group: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _order_of_groups(group: np.ndarray) -> np.ndarray:
-    """Returns the positions [rows] int64 that sort by group.
+    """Return the positions [rows] int64 that sort by group.
 
     If the range of IDs is small enough, group and position are packed into one integer: as in rising_key, sorting those
     is several times as fast as an argsort.
@@ -103,7 +103,7 @@ def _order_of_groups(group: np.ndarray) -> np.ndarray:
 
 
 def exchange_columns(columns: Sequence[np.ndarray], counts: Sequence[int], comm: Collectives) -> tuple[np.ndarray, ...]:
-    """Exchanges rows that are stored as columns.
+    """Exchange rows that are stored as columns.
 
     Args:
         columns: arrays of equal length, with rows sorted by receiving worker.
@@ -119,7 +119,7 @@ def exchange_columns(columns: Sequence[np.ndarray], counts: Sequence[int], comm:
 def splitters(
     columns: Sequence[np.ndarray], order: Callable[..., np.ndarray], comm: Collectives
 ) -> tuple[np.ndarray, ...]:
-    """Estimates from a sample where to cut sorted rows into about equal parts, one per worker. A collective.
+    """Estimate from a sample where to cut sorted rows into about equal parts, one per worker. A collective.
 
     Args:
         columns: sort columns of this worker's rows, arrays of equal length.

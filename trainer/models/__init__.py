@@ -30,7 +30,7 @@ MODELS = {
 
 
 def network_class(name: str) -> "type[Network]":
-    """Return the network of a model. Raises a DataError if no model has this name."""
+    """Return the network of a model. Raise a DataError if no model has this name."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

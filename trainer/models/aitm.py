@@ -35,7 +35,7 @@ class AitmOptions(MultiTaskOptions):
     )
 
     def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns the number of values in the bottoms, the transfers and the towers.
+        """Return the number of values in the bottoms, the transfers and the towers.
 
         A transfer has what is handed on, the inputs of the attention, and their values, keys and queries.
         """
@@ -57,7 +57,7 @@ class Aitm(Network):
 
     @classmethod
     def axes(cls, options: AitmOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
-        """Returns the names along the axes of all layers, and those of the tasks that the transfers are between."""
+        """Return the names along the axes of all layers, and those of the tasks that the transfers are between."""
         names = tuple(task.name for task in tasks)
         found = stack_axes("bottoms", len(options.expert_hidden_units), names, inputs)
         for task, above in chain_of(tasks):
@@ -68,7 +68,7 @@ class Aitm(Network):
         return found | tower_axes("towers", tasks, [options.tower_units(name) for name in names])
 
     def build(self) -> None:
-        """Creates a bottom perceptron per task, the transfers along the chain, and the towers."""
+        """Create a bottom perceptron per task, the transfers along the chain, and the towers."""
         units, number = self.options.expert_hidden_units, len(self.tasks)
         self.chain = chain_of(self.tasks)
         self.bottoms = layers.MLP(units, self.dense_config, stacks=number, name="bottoms")
@@ -84,11 +84,11 @@ class Aitm(Network):
         self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the biases of the towers' logits, [outputs]."""
+        """Set the biases of the towers' logits, [outputs]."""
         self.towers.start_at(logits)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Runs the bottoms, the transfers along the chain and the towers; returns logits [batch, outputs] float32."""
+        """Run the bottoms, the transfers along the chain and the towers; return logits [batch, outputs] float32."""
         own = self.bottoms(x, context=context)  # [tasks, batch, units]
         states: dict[int, tf.Tensor] = {}
         for task, above in self.chain:
@@ -99,7 +99,7 @@ class Aitm(Network):
         return self.towers(tf.stack([states[task] for task in range(len(self.tasks))]), context=context)
 
     def add_penalties(self, logits: tf.Tensor, context: StepContext) -> None:
-        """Adds the calibrator's penalty of each task with a predecessor, [batch]."""
+        """Add the calibrator's penalty of each task with a predecessor, [batch]."""
         if not self.options.calibrator_weight:
             return
         columns = logit_columns(self.tasks)
@@ -114,7 +114,7 @@ class Aitm(Network):
 
 
 def attend(own: tf.Tensor, handed_on: tf.Tensor, projections: layers.Dense) -> tf.Tensor:
-    """Computes attention over a task's own features and those of its predecessor (section 3.3 of the paper).
+    """Compute attention over a task's own features and those of its predecessor (section 3.3 of the paper).
 
     z = sum over u in (handed_on, own) of softmax_u(key(u) . query(u) / sqrt(width)) value(u)
 
@@ -135,7 +135,7 @@ def attend(own: tf.Tensor, handed_on: tf.Tensor, projections: layers.Dense) -> t
 
 
 def chain_of(tasks: Sequence[Task]) -> list[tuple[int, int | None]]:
-    """Orders the tasks so that each one follows its predecessor.
+    """Order the tasks so that each one follows its predecessor.
 
     The predecessor of a task with `given` is the task of that label. The predecessor of a task without `given` is the
     previous such task in the label channel.

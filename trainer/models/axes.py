@@ -39,7 +39,7 @@ class Axes:
     key: str = ""
 
     def of(self, weight: str) -> tuple[Names | None, ...]:
-        """Returns the names along the axes of a weight of the layer: a kernel, or one value per unit."""
+        """Return the names along the axes of a weight of the layer: a kernel, or one value per unit."""
         is_kernel = weight.endswith(KERNEL)
         if self.stacked or self.stacks is not None:
             return self.stacks, self.inputs if is_kernel else None, self.units
@@ -102,7 +102,7 @@ class AxesOfModel:
         self._whole |= dict.fromkeys((*losses, "gradnorm_first_losses"), (names,))
 
     def of(self, weight: str) -> NamedAxes:
-        """Returns the axes of a dense weight or of the state of a loss weighting, by name.
+        """Return the axes of a dense weight or of the state of a loss weighting, by name.
 
         Args:
             weight: name of the weight, as checkpoints have it.

@@ -33,19 +33,19 @@ class Esmm(Network):
 
     @classmethod
     def axes(cls, options: MultiTaskOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
-        """Returns the names along the axes of the towers, which are those of the tasks."""
+        """Return the names along the axes of the towers, which are those of the tasks."""
         units = [(*options.expert_hidden_units, *options.tower_units(task.name)) for task in tasks]
         return tower_axes("towers", tasks, units, inputs)
 
     def build(self) -> None:
-        """Creates a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
+        """Create a tower per task, whose hidden layers are the expert layers followed by the task's tower layers."""
         units = [(*self.options.expert_hidden_units, *self.options.tower_units(task.name)) for task in self.tasks]
         self.towers = layers.Towers(self.tasks, units, self.dense_config, name="towers")
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the biases of the towers' logits, [outputs]."""
+        """Set the biases of the towers' logits, [outputs]."""
         self.towers.start_at(logits)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Computes the towers' logits, [batch, outputs] float32."""
+        """Compute the towers' logits, [batch, outputs] float32."""
         return self.towers(x, context=context)

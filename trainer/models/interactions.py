@@ -48,10 +48,10 @@ class Interaction(keras.layers.Layer):
         self.make_layers()
 
     def make_layers(self) -> None:
-        """Creates the layers, as attributes."""
+        """Create the layers, as attributes."""
 
     def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
-        """Computes the network's input. A ranking request comes in parts.
+        """Compute the network's input. A ranking request comes in parts.
 
         Args:
             deep: embeddings of each group of tables, [batch, features, width] float32.
@@ -69,7 +69,7 @@ class Cross(Interaction):
     """
 
     def make_layers(self) -> None:
-        """Creates the layers, from the input up."""
+        """Create the layers, from the input up."""
         self.down, self.across = [], []
         for number in range(1, self.options.cross_layers + 1):
             if self.options.cross_rank:
@@ -80,7 +80,7 @@ class Cross(Interaction):
             )
 
     def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
-        """Applies the layers in order."""
+        """Apply the layers in order."""
         below = side_by_side(deep, numerical)
         first = x = whole(below)
         for number, across in enumerate(self.across):
@@ -98,7 +98,7 @@ class Dot(Interaction):
     """
 
     def make_layers(self) -> None:
-        """Creates the projections and the perceptron."""
+        """Create the projections and the perceptron."""
         width = self.layout.widest
         self.projections = Projections(self.layout, self.config)
         self.numbers = None
@@ -106,7 +106,7 @@ class Dot(Interaction):
             self.numbers = MLP((*self.options.numerical_hidden_units, width), self.config, name="numerical")
 
     def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
-        """Computes the products of each vector with those before it."""
+        """Compute the products of each vector with those before it."""
         vectors, alone = self.projections([whole(pooled) for pooled in deep]), []
         if self.numbers is not None:
             alone = [tf.cast(self.numbers(numerical, context=context), tf.float32)]
@@ -127,16 +127,16 @@ class FactorizationMachine(Interaction):
     """
 
     def make_layers(self) -> None:
-        """Creates the projections and the vectors of the numerical features."""
+        """Create the projections and the vectors of the numerical features."""
         self.projections = Projections(self.layout, self.config)
         self.vectors = Dense(self.layout.widest, self.config.logits, use_bias=False, name="numerical")
 
     def build(self, deep_shape: Sequence[tuple[int, ...]], numerical_shape: tuple[int, ...]) -> None:
-        """Creates the weights h."""
+        """Create the weights h."""
         self.factors = self.add_weight(shape=(self.layout.widest, self.outputs), initializer="ones", name="factors")
 
     def call(self, deep: Matrices, numerical: tf.Tensor | Parts, context: StepContext | None = None) -> Interacted:
-        """Computes the pairs as half the difference between the square of the sum and the sum of squares."""
+        """Compute the pairs as half the difference between the square of the sum and the sum of squares."""
         vectors = self.projections([whole(pooled) for pooled in deep])
         total = tf.reduce_sum(vectors, axis=1)
         squares = tf.reduce_sum(tf.square(vectors), axis=1)
@@ -162,14 +162,14 @@ class Projections(keras.layers.Layer):
         self.by_group: dict[str, Dense] = {}
 
     def build(self, input_shape: Sequence[tuple[int, ...]]) -> None:
-        """Creates a projection for each group that needs one."""
+        """Create a projection for each group that needs one."""
         for number, (_, features, width) in enumerate(input_shape):
             if width < self.width:
                 name = f"group_{number}"
                 self.by_group[name] = Dense(self.width, self.config.linear, stacks=features, use_bias=False, name=name)
 
     def call(self, deep: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the embeddings of all groups, [batch, features, width] float32."""
+        """Return the embeddings of all groups, [batch, features, width] float32."""
         found = []
         for number, pooled in enumerate(deep):
             projection = self.by_group.get(f"group_{number}")

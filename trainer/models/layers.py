@@ -49,7 +49,7 @@ class DenseConfig:
 
 
 def product_dtype(compute_dtype: str) -> str:
-    """Returns the dtype in which products of the compute dtype are computed.
+    """Return the dtype in which products of the compute dtype are computed.
 
     CPUs without native support for a half-precision dtype take several times as long with it as with float32. There,
     operands are rounded to the compute dtype and multiplied as float32, which is what native units do, too; only
@@ -59,12 +59,12 @@ def product_dtype(compute_dtype: str) -> str:
 
 
 def operand(x: tf.Tensor, compute_dtype: str) -> tf.Tensor:
-    """Rounds `x` to the compute dtype and returns it in the dtype of products."""
+    """Round `x` to the compute dtype and return it in the dtype of products."""
     return tf.cast(tf.cast(x, compute_dtype), product_dtype(compute_dtype))
 
 
 def matmul(x: tf.Tensor, y: tf.Tensor, compute_dtype: str) -> tf.Tensor:
-    """Computes the matrix product x y; its gradient's two products are computed in the same way.
+    """Compute the matrix product x y; its gradient's two products are computed in the same way.
 
     Args:
         x: [..., n, k] float.
@@ -78,7 +78,7 @@ def matmul(x: tf.Tensor, y: tf.Tensor, compute_dtype: str) -> tf.Tensor:
 
 
 def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Adds the bias to every row of `x`.
+    """Add the bias to every row of `x`.
 
     The bias gradient is a sum over rows; as a product with ones, it takes about half the time.
 
@@ -117,7 +117,7 @@ class BatchNorm(keras.layers.Layer):
         super().__init__(name=name, dtype="float32", autocast=False)
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        """Creates the weights, [units] or [stacks, 1, units]."""
+        """Create the weights, [units] or [stacks, 1, units]."""
         units = input_shape[-1]
         shape = (units,) if len(input_shape) == 2 else (input_shape[0], 1, units)
         self.gamma = self.add_weight(shape=shape, initializer="ones", name="gamma")
@@ -126,7 +126,7 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = self.add_weight(shape=shape, initializer="ones", name="moving_variance", trainable=False)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Normalizes `x` by the moments of the global batch in training, by the moving averages otherwise."""
+        """Normalize `x` by the moments of the global batch in training, by the moving averages otherwise."""
         values = tf.cast(x, tf.float32)
         if context is None:
             mean, variance = self.moving_mean.value, self.moving_variance.value
@@ -136,7 +136,7 @@ class BatchNorm(keras.layers.Layer):
         return tf.cast((values - mean) * scale + self.beta.value, x.dtype)
 
     def _moments(self, values: tf.Tensor, context: StepContext) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and variance over the rows of all workers, and records the new moving averages."""
+        """Return mean and variance over the rows of all workers, and record the new moving averages."""
         shape, present = self.gamma.shape, context.present[:, tf.newaxis]  # present: [batch, 1]
         count, total = context.sum_over_workers(
             [tf.reduce_sum(context.present), tf.reshape(tf.reduce_sum(values * present, axis=-2), shape)]
@@ -185,7 +185,7 @@ class Dense(keras.layers.Layer):
         self.norm = BatchNorm(name="norm") if config.batch_norm else None
 
     def build(self, input_shape: tuple[int, ...]) -> None:
-        """Creates the weights, whose shapes depend on the input's width."""
+        """Create the weights, whose shapes depend on the input's width."""
         inputs = input_shape[-1]
         is_single = self.stacks is None
         kernel_shape = (inputs, self.units) if is_single else (self.stacks, inputs, self.units)
@@ -200,13 +200,13 @@ class Dense(keras.layers.Layer):
         self.mask_id = seed_of(0, self.path)  # layers differ in it, so their dropout masks differ, too
 
     def start_at(self, bias: np.ndarray) -> None:
-        """Sets the bias, [units] or [stacks, 1, units]. Raises a ValueError if the layer has none."""
+        """Set the bias, [units] or [stacks, 1, units]. Raise a ValueError if the layer has none."""
         if self.bias is None:
             raise ValueError(f"layer {self.name} has no bias")
         self.bias.assign(bias)
 
     def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
-        """Applies the layer."""
+        """Apply the layer."""
         factor = self._weight_factor(context)
         bias = None if self.bias is None else self.bias.value * factor
         if self.stacks is not None and is_stacked(x):
@@ -228,7 +228,7 @@ class Dense(keras.layers.Layer):
         return self._activate(self._split(product), None if bias is None else self._split(bias[tf.newaxis]), context)
 
     def _folded(self, x: Parts, bias: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the input, kernel and bias of what rows do not share: what they share is computed once, as a bias.
+        """Return the input, kernel and bias of what rows do not share: what they share is computed once, as a bias.
 
         Args:
             x: the input.
@@ -246,17 +246,17 @@ class Dense(keras.layers.Layer):
         return x.own, of_own, total if bias is None else total + bias
 
     def _side_by_side(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Returns the kernels of all stacks as one, [inputs, stacks * units]."""
+        """Return the kernels of all stacks as one, [inputs, stacks * units]."""
         return kernel if self.stacks is None else tf.reshape(tf.transpose(kernel, [1, 0, 2]), [kernel.shape[1], -1])
 
     def _split(self, side_by_side: tf.Tensor) -> tf.Tensor:
-        """Splits [batch, stacks * units] into [stacks, batch, units]."""
+        """Split [batch, stacks * units] into [stacks, batch, units]."""
         if self.stacks == 1:
             return side_by_side[tf.newaxis]
         return tf.transpose(tf.reshape(side_by_side, [-1, self.stacks, self.units]), [1, 0, 2])
 
     def _weight_factor(self, context: StepContext | None) -> float:
-        """Returns the factor of kernel and bias that replaces dropout's rescaling of the units.
+        """Return the factor of kernel and bias that replaces dropout's rescaling of the units.
 
         With relu, the weights are scaled by 1 / (1 - dropout) instead of the units, since relu(s x) = s relu(x). With
         other activations, before batch normalization (which would cancel it) and outside training, the factor is 1.
@@ -265,7 +265,7 @@ class Dense(keras.layers.Layer):
         return 1 / (1 - self.config.dropout) if scales_weights else 1.0
 
     def _activate(self, product: tf.Tensor, bias: tf.Tensor | None, context: StepContext | None) -> tf.Tensor:
-        """Applies what follows the product: bias or normalization, activation, dropout.
+        """Apply what follows the product: bias or normalization, activation, dropout.
 
         Args:
             product: [..., batch, units], the input times the kernel scaled by `_weight_factor`.
@@ -291,7 +291,7 @@ class Dense(keras.layers.Layer):
 
 
 def is_stacked(x: tf.Tensor | Parts) -> bool:
-    """Returns whether an input has a stack axis, so that stacks of layers do not share it."""
+    """Return whether an input has a stack axis, so that stacks of layers do not share it."""
     return not isinstance(x, Parts) and x.shape.rank == 3
 
 
@@ -316,7 +316,7 @@ class MLP(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
-        """Applies the layers in order."""
+        """Apply the layers in order."""
         for layer in self.dense:
             x = layer(x, context=context)
         return x
@@ -369,7 +369,7 @@ class Gates(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
-        """Returns the experts' weights, [gates, batch, experts] float32."""
+        """Return the experts' weights, [gates, batch, experts] float32."""
         logits = self.linear(self.hidden(x, context=context))
         weights = tf.nn.softmax(logits / self._temperature + self._blocked, axis=-1)
         if context is not None and self._entropy_weight:
@@ -386,7 +386,7 @@ class Gates(keras.layers.Layer):
 
 
 def mix(weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """Mixes the experts' outputs by the weights of each gate.
+    """Mix the experts' outputs by the weights of each gate.
 
     Args:
         weights: [gates, batch, experts] float32.
@@ -428,7 +428,7 @@ class Towers(keras.layers.Layer):
         self.built = True
 
     def call(self, x: tf.Tensor | Parts, context: StepContext | None = None) -> tf.Tensor:
-        """Computes the logits of all tasks, [batch, outputs] float32."""
+        """Compute the logits of all tasks, [batch, outputs] float32."""
         by_task: dict[int, tf.Tensor] = {}
         for group, hidden, logits in zip(self._groups, self.hidden, self.logits, strict=True):
             own = tf.gather(x, group) if is_stacked(x) and len(self._groups) > 1 else x
@@ -437,7 +437,7 @@ class Towers(keras.layers.Layer):
         return tf.concat([by_task[index] for index in sorted(by_task)], axis=1)
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the biases of the logits, [outputs]."""
+        """Set the biases of the logits, [outputs]."""
         of_task = np.split(logits, np.cumsum(self._widths)[:-1])
         for group, layer in zip(self._groups, self.logits, strict=True):
             layer.start_at(np.stack([of_task[index] for index in group])[:, np.newaxis])  # [stacks, 1, width]

@@ -67,12 +67,12 @@ class MultiTaskOptions(ModelOptions):
     )
 
     def tower_units(self, task: str) -> Units:
-        """Returns the units of the hidden layers of a task's tower."""
+        """Return the units of the hidden layers of a task's tower."""
         towers = self.tower_hidden_units
         return towers[task] if isinstance(towers, dict) else towers
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Raises a DataError if towers are given per label, but not for exactly these labels."""
+        """Raise a DataError if towers are given per label, but not for exactly these labels."""
         towers = self.tower_hidden_units
         if isinstance(towers, dict) and set(towers) != set(labels):
             raise DataError(
@@ -80,20 +80,20 @@ class MultiTaskOptions(ModelOptions):
             )
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
-        """Returns a lower bound on the number of weights in dense kernels: those of one expert and of the towers."""
+        """Return a lower bound on the number of weights in dense kernels: those of one expert and of the towers."""
         return count_weights(inputs, *self.expert_hidden_units) + self.tower_weights(outputs)
 
     def tower_weights(self, outputs: Mapping[str, int]) -> int:
-        """Returns the number of weights in the kernels of the towers."""
+        """Return the number of weights in the kernels of the towers."""
         width = self.expert_hidden_units[-1]
         return sum(count_weights(width, *self.tower_units(task), logits) for task, logits in outputs.items())
 
     def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns the number of values in each layer of a stack of expert layers per task, and in the towers."""
+        """Return the number of values in each layer of a stack of expert layers per task, and in the towers."""
         return (*self.stacked_values(len(outputs)), *self.tower_values(outputs))
 
     def stacked_values(self, stacks: int) -> tuple[int, ...]:
-        """Returns the number of values in each layer of stacks of expert layers.
+        """Return the number of values in each layer of stacks of expert layers.
 
         The first layer's are kept in two layouts: as the product of the input that all stacks share, and by stack.
         """
@@ -101,7 +101,7 @@ class MultiTaskOptions(ModelOptions):
         return (units[0], *units)
 
     def tower_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns the number of units in the hidden layers of each tower."""
+        """Return the number of units in the hidden layers of each tower."""
         return tuple(unit for task in outputs for unit in self.tower_units(task))
 
 
@@ -126,7 +126,7 @@ class ExpertOptions(MultiTaskOptions):
     )
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
-        """Returns a lower bound on the number of weights in dense kernels, with one gate per level."""
+        """Return a lower bound on the number of weights in dense kernels, with one gate per level."""
         units, experts = self.expert_hidden_units, self.experts_per_level(len(outputs))
 
         def level(width: int) -> int:
@@ -137,7 +137,7 @@ class ExpertOptions(MultiTaskOptions):
         return level(inputs) + further_levels * level(units[-1]) + self.tower_weights(outputs)
 
     def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns the number of values in the layers of all levels and in the towers.
+        """Return the number of values in the layers of all levels and in the towers.
 
         The experts' outputs are kept once more in the layout in which they are mixed row by row, and what the gates mix
         in both. Experts of further levels read copies of what the level below them has mixed.
@@ -152,7 +152,7 @@ class ExpertOptions(MultiTaskOptions):
         return (*level, *further, *self.tower_values(outputs))
 
     def experts_per_level(self, tasks: int) -> int:
-        """Returns the number of experts of each level, for a number of tasks."""
+        """Return the number of experts of each level, for a number of tasks."""
         if self.model == "shared_bottom":
             return 1
         if self.model in ("omoe", "mmoe"):
@@ -176,7 +176,7 @@ class Level:
 
 
 def levels_of(options: ExpertOptions, tasks: int) -> list[Level]:
-    """Returns the levels of the model that `options` selects, for the given number of tasks."""
+    """Return the levels of the model that `options` selects, for the given number of tasks."""
     if options.model == "shared_bottom":
         return [Level(np.ones((1, 1), bool))]
     if options.model == "omoe":
@@ -197,7 +197,7 @@ def levels_of(options: ExpertOptions, tasks: int) -> list[Level]:
 
 
 def _level_names(options: ExpertOptions, tasks: Names, level: Level) -> tuple[Names, Names]:
-    """Returns the names of the gates and of the experts of a level: by task, or by number if they serve all."""
+    """Return the names of the gates and of the experts of a level: by task, or by number if they serve all."""
     gates, experts = level.readable.shape
     owned = [f"{task}/{number}" for task in tasks for number in range(options.num_task_experts)]
     of_experts = owned if options.model in ("cgc", "ple") else []
@@ -234,7 +234,7 @@ class MultiTask(Network):
 
     @classmethod
     def axes(cls, options: ExpertOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
-        """Returns the names along the axes of experts, gates and towers."""
+        """Return the names along the axes of experts, gates and towers."""
         names = tuple(task.name for task in tasks)
         found: dict[str, Axes] = {}
         for number, level in enumerate(levels_of(options, len(tasks)), start=1):
@@ -247,7 +247,7 @@ class MultiTask(Network):
         return found | tower_axes("towers", tasks, [options.tower_units(name) for name in names])
 
     def build(self) -> None:
-        """Creates the experts and gates of each level, and the towers."""
+        """Create the experts and gates of each level, and the towers."""
         options = self.options
         self.levels = levels_of(options, len(self.tasks))
         self.experts, self.gates = [], []
@@ -272,11 +272,11 @@ class MultiTask(Network):
         self.towers = layers.Towers(self.tasks, towers, self.dense_config, name="towers")
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the biases of the towers' logits, [outputs]."""
+        """Set the biases of the towers' logits, [outputs]."""
         self.towers.start_at(logits)
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Runs the levels and the towers; returns logits [batch, outputs] float32."""
+        """Run the levels and the towers; return logits [batch, outputs] float32."""
         last = self.level_states(x, context)[-1].outputs
         # A single gate or expert serves all tasks: [1, batch, units] -> [tasks, batch, units].
         if last.shape[0] < len(self.tasks):
@@ -284,7 +284,7 @@ class MultiTask(Network):
         return self.towers(last, context=context)
 
     def level_states(self, x: tf.Tensor, context: StepContext | None = None) -> list[LevelState]:
-        """Computes all levels; the last one's outputs are in the order of the tasks, or a single one for all tasks."""
+        """Compute all levels; the last one's outputs are in the order of the tasks, or a single one for all tasks."""
         states: list[LevelState] = []
         for index, level in enumerate(self.levels):
             if level.sources:

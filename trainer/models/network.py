@@ -54,7 +54,7 @@ class Network:
 
     @classmethod
     def axes(cls, options: Any, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
-        """Returns what the axes of the network's weights stand for, by layer (see `trainer.models.axes`).
+        """Return what the axes of the network's weights stand for, by layer (see `trainer.models.axes`).
 
         A warm start matches weights by it. Without it, as here, all weights start cold where features or tasks have
         been added, removed or reordered.
@@ -71,11 +71,11 @@ class Network:
         self.build()
 
     def build(self) -> None:
-        """Creates the layers, as attributes."""
+        """Create the layers, as attributes."""
         raise NotImplementedError
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Computes the logits.
+        """Compute the logits.
 
         Args:
             x: [batch, embedding width + numerical] float32.
@@ -87,13 +87,13 @@ class Network:
         raise NotImplementedError
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the last layer's biases so that training starts near these logits, [outputs] float32.
+        """Set the last layer's biases so that training starts near these logits, [outputs] float32.
 
         A model whose last layer has no biases starts at zero.
         """
 
     def add_penalties(self, logits: tf.Tensor, context: StepContext) -> None:
-        """Adds terms of the loss that depend on the logits, [batch, outputs], to `context.penalties`."""
+        """Add terms of the loss that depend on the logits, [batch, outputs], to `context.penalties`."""
         return  # AutoGraph cannot transform a function without a statement, and warns about it
 
     @property

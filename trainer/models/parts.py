@@ -28,13 +28,13 @@ class Parts(NamedTuple):
         return len(self.shared_places) + len(self.own_places)
 
     def whole(self) -> tf.Tensor:
-        """Returns the matrix, [candidates, columns, ...] float32."""
+        """Return the matrix, [candidates, columns, ...] float32."""
         shared = tf.broadcast_to(self.shared, [tf.shape(self.own)[0], *self.shared.shape[1:]])
         order = np.argsort(np.concatenate([self.shared_places, self.own_places]))
         return tf.gather(tf.concat([shared, self.own], axis=1), order, axis=1)
 
     def times(self, factor: float) -> "Parts":
-        """Returns the product of all values and a factor."""
+        """Return the product of all values and a factor."""
         return self._replace(shared=self.shared * factor, own=self.own * factor)
 
 
@@ -43,7 +43,7 @@ Columns = tuple[bool, tf.Tensor, np.ndarray]
 
 
 def parts_of(columns: Sequence[Columns], rows: tf.Tensor, tail: Sequence[int] = ()) -> Parts:
-    """Assembles a matrix.
+    """Assemble a matrix.
 
     Args:
         columns: the columns of the matrix, in any order.
@@ -59,12 +59,12 @@ def parts_of(columns: Sequence[Columns], rows: tf.Tensor, tail: Sequence[int] = 
 
 
 def whole(x: tf.Tensor | Parts) -> tf.Tensor:
-    """Returns a matrix as one tensor."""
+    """Return a matrix as one tensor."""
     return x.whole() if isinstance(x, Parts) else x
 
 
 def side_by_side(deep: Sequence[tf.Tensor | Parts], numerical: tf.Tensor | Parts) -> tf.Tensor | Parts:
-    """Returns all embeddings and numerical features, [batch, embedding width + numerical] float32.
+    """Return all embeddings and numerical features, [batch, embedding width + numerical] float32.
 
     Args:
         deep: embeddings of each group of tables, [batch, features, width] float32.

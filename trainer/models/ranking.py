@@ -135,7 +135,7 @@ class RankingModel(keras.Model):
         return sum(math.prod(weight.shape) for weight in self.weights_by_name.values())
 
     def value_specs(self, rows: int | None) -> RowValues:
-        """Returns the types of `InputSchema.row_values` as tensors; `rows` is the number of rows, None if it varies."""
+        """Return the types of `InputSchema.row_values` as tensors; `rows` is the number of rows, None if it varies."""
         layout, width = self.layout, len(self.layout.training_only.names)
         sequences = tuple(
             SequenceSteps(
@@ -152,12 +152,12 @@ class RankingModel(keras.Model):
         )
 
     def embed(self, lookups: Sequence[Lookups[tf.Tensor]]) -> Pooled:
-        """Returns the embeddings of a batch. A collective if tables are sharded."""
+        """Return the embeddings of a batch. A collective if tables are sharded."""
         routes = self.embeddings.routes(lookups)
         return self.embeddings.pool(self.embeddings.sources(routes, lookups), lookups)
 
     def deep_input(self, embedded: Pooled, values: RowValues) -> tf.Tensor:
-        """Returns the input of the network, [batch, ModelOptions.network_width] float32."""
+        """Return the input of the network, [batch, ModelOptions.network_width] float32."""
         return self._interacted(embedded, values, None).x
 
     def _interacted(self, embedded: Pooled, values: RowValues, context: StepContext | None) -> Interacted:
@@ -174,7 +174,7 @@ class RankingModel(keras.Model):
         return self.interaction(deep, numbers, context=context)
 
     def logits(self, embedded: Pooled, values: RowValues, context: StepContext | None = None) -> tf.Tensor:
-        """Computes logits from embeddings. In training, the context collects penalties.
+        """Compute logits from embeddings. In training, the context collects penalties.
 
         Args:
             embedded: the embeddings.
@@ -200,7 +200,7 @@ class RankingModel(keras.Model):
         training_only: Sequence[tf.Tensor] = (),
         context: StepContext | None = None,
     ) -> tf.Tensor:
-        """Returns the sum of all terms of the logits, [batch, outputs] float32.
+        """Return the sum of all terms of the logits, [batch, outputs] float32.
 
         Args:
             interacted: the output of the interaction.
@@ -217,7 +217,7 @@ class RankingModel(keras.Model):
         return logits
 
     def rank(self, request: ModelInputs, candidates: ModelInputs) -> tf.Tensor:
-        """Computes the logits of the candidates of a request, [candidates, outputs] float32, outside training.
+        """Compute the logits of the candidates of a request, [candidates, outputs] float32, outside training.
 
         They are those of rows that have the request's inputs and those of a candidate, but what depends on the
         request alone is computed once. A graph made of this keeps the weights that the first layer has at that time.
@@ -250,7 +250,7 @@ class RankingModel(keras.Model):
         numbers: tf.Tensor | None = None,
         vectors: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Computes logits [batch, outputs] float32, outside training.
+        """Compute logits [batch, outputs] float32, outside training.
 
         Args:
             ids, numerical, weights, numbers, vectors: see `ModelInputs`; no weights are needed if the ids of no feature
@@ -261,7 +261,7 @@ class RankingModel(keras.Model):
 
 
 def _layers_in(value: Any) -> Iterator[keras.layers.Layer]:
-    """Yields the layers in an attribute: a layer, or a list or dict of layers."""
+    """Yield the layers in an attribute: a layer, or a list or dict of layers."""
     if isinstance(value, keras.layers.Layer):
         yield value
     elif isinstance(value, dict | list):

@@ -68,7 +68,7 @@ class RankingRequest:
         self.numerical = parts_of(self._numerical, self._rows)
 
     def interacting(self, sequences: Sequences, vectors: Vectors) -> tuple[list[Parts], Parts]:
-        """Returns what `Interaction.call` takes: the embeddings of each group of tables, and all numbers.
+        """Return what `Interaction.call` takes: the embeddings of each group of tables, and all numbers.
 
         Args:
             sequences, vectors: the model's layers.
@@ -89,12 +89,12 @@ class RankingRequest:
         return deep, parts_of(blocks, self._rows)
 
     def _is_own(self, sequence: SequenceInput) -> bool:
-        """Returns whether each candidate has a vector of its own for the steps of a sequence."""
+        """Return whether each candidate has a vector of its own for the steps of a sequence."""
         compared = sequence.targets if sequence.encoder in TARGET_ENCODERS else ()
         return not self._layout.candidates.isdisjoint((sequence.features[0], *compared))
 
     def _target(self, sequence: SequenceInput, name: str) -> tf.Tensor:
-        """Returns the embedding of a target: [candidates, width] if each has a vector of its own, else [1, width]."""
+        """Return the embedding of a target: [candidates, width] if each has a vector of its own, else [1, width]."""
         [found] = [
             side.embedded.deep[number][:, [one.name for one in group.pooled].index(name)]
             for side in self._sides
@@ -108,7 +108,7 @@ class RankingRequest:
         return tf.broadcast_to(found, [self._rows, found.shape[1]])
 
     def _group(self, number: int, group: TableGroup, encoded: Mapping[str, tf.Tensor]) -> Parts:
-        """Returns the embeddings of a group, those of its pooled features first, [candidates, features, width]."""
+        """Return the embeddings of a group, those of its pooled features first, [candidates, features, width]."""
         names = [feature.name for feature in (*group.pooled, *group.in_sequences)]
         blocks: list[Columns] = [
             (side.is_own, side.embedded.deep[number], _places(names, [one.name for one in side.groups[number].pooled]))
@@ -122,7 +122,7 @@ class RankingRequest:
         return parts_of(blocks, self._rows, (group.width,))
 
     def _vectors(self, vectors: Vectors, groups: int) -> list[tuple[bool, tf.Tensor]]:
-        """Returns what the interaction sees of each vector, and whether each candidate has its own.
+        """Return what the interaction sees of each vector, and whether each candidate has its own.
 
         Args:
             vectors: the layer.
@@ -150,6 +150,6 @@ def _embedded(
 
 
 def _places(names: Sequence[str], some: Sequence[str]) -> np.ndarray:
-    """Returns the place of each of some names, [some] int64."""
+    """Return the place of each of some names, [some] int64."""
     place = {name: number for number, name in enumerate(names)}
     return np.array([place[name] for name in some], np.int64)

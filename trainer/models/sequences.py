@@ -55,12 +55,12 @@ class SequenceEncoder(keras.layers.Layer):
         self.make_layers()
 
     def make_layers(self) -> None:
-        """Creates the layers, as attributes."""
+        """Create the layers, as attributes."""
 
     def call(
         self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None = None
     ) -> tf.Tensor:
-        """Encodes the steps of each row, of which those that are padding must have no effect.
+        """Encode the steps of each row, of which those that are padding must have no effect.
 
         In a ranking request, the steps of one row may be compared with the targets of many: the first axis of `keys`
         and `present` is then 1, as that of what depends on them alone.
@@ -78,7 +78,7 @@ class SequenceEncoder(keras.layers.Layer):
         return tf.squeeze(tf.linalg.matmul(weights, keys), axis=1)
 
     def weigh(self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None) -> tf.Tensor:
-        """Returns the weight of each step in the sum of keys, [batch, length] float32; 0 for padding."""
+        """Return the weight of each step in the sum of keys, [batch, length] float32; 0 for padding."""
         raise NotImplementedError
 
 
@@ -86,7 +86,7 @@ class Sum(SequenceEncoder):
     """The sum over steps."""
 
     def weigh(self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None) -> tf.Tensor:
-        """Returns 1 for every step."""
+        """Return 1 for every step."""
         return present
 
 
@@ -94,7 +94,7 @@ class Mean(SequenceEncoder):
     """The mean over steps; 0 without any."""
 
     def weigh(self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None) -> tf.Tensor:
-        """Returns 1 / number of steps for every step."""
+        """Return 1 / number of steps for every step."""
         return tf.math.divide_no_nan(present, tf.reduce_sum(present, axis=1, keepdims=True))
 
 
@@ -108,12 +108,12 @@ class Din(SequenceEncoder):
     """
 
     def make_layers(self) -> None:
-        """Creates the layers after the first one."""
+        """Create the layers after the first one."""
         self.hidden = MLP(self.options.attention_hidden_units[1:], self.config, name="hidden")
         self.score = Dense(1, self.config.logits, name="score")
 
     def build(self, keys_shape: Shape, target_shape: Shape, present_shape: Shape) -> None:
-        """Creates the weights of the first layer: as a dense layer on the whole input would have them."""
+        """Create the weights of the first layer: as a dense layer on the whole input would have them."""
         units, inputs = self.options.attention_hidden_units[0], self.width + 3 * self.compared + self.numbers
         limit, seed = math.sqrt(6 / (inputs + units)), seed_of(self.config.seed, f"{self.path}/kernel")
         random = keras.initializers.RandomUniform(-limit, limit, seed=seed)
@@ -121,12 +121,12 @@ class Din(SequenceEncoder):
         self.bias = self.add_weight(shape=(units,), initializer="zeros", name="bias")
 
     def weigh(self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None) -> tf.Tensor:
-        """Computes the perceptron for every step."""
+        """Compute the perceptron for every step."""
         hidden = self.hidden(tf.reshape(self._first_layer(keys, target), [-1, self.bias.shape[0]]), context=context)
         return tf.reshape(self.score(hidden, context=context), [-1, self.length]) * present
 
     def _first_layer(self, keys: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """Computes the first hidden layer, [batch, length, units] in the compute dtype.
+        """Compute the first hidden layer, [batch, length, units] in the compute dtype.
 
         k Wk + t Wt + (k - t) Wd + (k * t) Wp  =  k (Wk + Wd + diag(t) Wp) + t (Wt - Wd), so one product with a matrix
         of each row's own takes a quarter of the multiplications, and no tensor as wide as the input exists.
@@ -145,7 +145,7 @@ class Din(SequenceEncoder):
 
 
 def row_matrices(shared: tf.Tensor, target: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Returns a matrix for each row, shared + diag(target) factor.
+    """Return a matrix for each row, shared + diag(target) factor.
 
     Its gradients are sums over rows; as products with ones, they take a fraction of the time.
 
@@ -189,7 +189,7 @@ class SelfAttention(SequenceEncoder):
     """
 
     def make_layers(self) -> None:
-        """Creates the layers after the attention."""
+        """Create the layers after the attention."""
         self.wide = Dense(4 * self.width, self.config, name="wide")
         self.narrow = Dense(self.width, self.config.linear, name="narrow")
         self.norms = [
@@ -198,7 +198,7 @@ class SelfAttention(SequenceEncoder):
         ]
 
     def build(self, keys_shape: Shape, target_shape: Shape, present_shape: Shape) -> None:
-        """Creates the weights of the tokens and of the attention; a head is `width` / heads wide, at least 1."""
+        """Create the weights of the tokens and of the attention; a head is `width` / heads wide, at least 1."""
         heads = self.options.attention_heads
         size = max(1, self.width // heads)
 
@@ -218,7 +218,7 @@ class SelfAttention(SequenceEncoder):
     def call(
         self, keys: tf.Tensor, target: tf.Tensor, present: tf.Tensor, context: StepContext | None = None
     ) -> tf.Tensor:
-        """Applies the block to the target's token, the only one whose output is used.
+        """Apply the block to the target's token, the only one whose output is used.
 
         With one query per row, its projections are applied to the query and to the weighted sum of tokens, and not to
         every token, and what positions and numbers add to tokens is added to the scores and to that sum.
@@ -293,7 +293,7 @@ class Sequences(keras.layers.Layer):
         sequences: Sequence[SequenceSteps],
         context: StepContext | None = None,
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-        """Encodes the sequences of a batch.
+        """Encode the sequences of a batch.
 
         Args:
             embedded: the embeddings.
@@ -322,7 +322,7 @@ class Sequences(keras.layers.Layer):
         sequences: Sequence[SequenceSteps],
         context: StepContext | None = None,
     ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
-        """Encodes the steps of all sequences. In a ranking request, the rows that all candidates share are one.
+        """Encode the steps of all sequences. In a ranking request, the rows that all candidates share are one.
 
         Args:
             steps: embeddings of the steps of each feature, [batch, length, width] float32.
@@ -346,7 +346,7 @@ class Sequences(keras.layers.Layer):
         return vectors, numbers
 
     def _vector(self, embedded: Pooled, name: str) -> tf.Tensor:
-        """Returns the embedding of a pooled feature, [batch, width] float32."""
+        """Return the embedding of a pooled feature, [batch, width] float32."""
         group, place = self._places[name]
         return embedded.deep[group][:, place]
 

@@ -57,12 +57,12 @@ class StepContext:
     moments: list[tuple[keras.Variable, tf.Tensor]] = field(default_factory=list)
 
     def dropout_mask(self, shape: tf.Tensor, rate: float, mask_id: int) -> DropoutMask:
-        """Draws a mask that drops each value with probability `rate`; the masks of a step differ in `mask_id`."""
+        """Draw a mask that drops each value with probability `rate`; the masks of a step differ in `mask_id`."""
         return dropout_mask(shape, rate, self.dropout_seed + [0, mask_id % 2**20])
 
 
 def dropout_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> DropoutMask:
-    """Draws a mask that drops each value with probability `rate`, as a pure function of the seed.
+    """Draw a mask that drops each value with probability `rate`, as a pure function of the seed.
 
     Generating random bits dominates the cost of dropout, so each value gets only 8. They are compared with one of the
     two integers around 256 rate, chosen at random per row so that its mean is 256 rate: the drop probability is exactly
@@ -84,7 +84,7 @@ def dropout_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> DropoutMask:
 
 
 def uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draws numbers from [0, 1) as a pure function of the seed, the same with and without XLA.
+    """Draw numbers from [0, 1) as a pure function of the seed, the same with and without XLA.
 
     Args:
         shape: [rank] int32 shape of the result.
@@ -99,7 +99,7 @@ def uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def relu_with_dropout(x: tf.Tensor, mask: DropoutMask | None, dtype: str, *, xla: bool) -> tf.Tensor:
-    """Computes relu(x) with dropout, rounded to `dtype`.
+    """Compute relu(x) with dropout, rounded to `dtype`.
 
     The gradient passes exactly where the result is not 0, so the result is all that is stored for the backward pass.
     `x` must already contain dropout's factor 1 / (1 - rate), which is possible because relu(s x) = s relu(x).

@@ -39,7 +39,7 @@ class TrainingOnlyTower(keras.layers.Layer):
         return tf.constant([self.features.serve], tf.float32)
 
     def build(self, values_shape: tuple[int | None, int]) -> None:
-        """Creates a table for each feature with ids."""
+        """Create a table for each feature with ids."""
         width, self.tables = self.options.training_only_embedding_dim, []
         for name, cardinality in zip(self.features.names, self.features.cardinalities, strict=False):
             seed = seed_of(self.config.seed, f"{self.path}/{name}")
@@ -47,7 +47,7 @@ class TrainingOnlyTower(keras.layers.Layer):
             self.tables.append(self.add_weight(shape=(cardinality, width), initializer=initializer, name=f"id.{name}"))
 
     def call(self, values: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Computes the tower's logits, [batch, outputs] float32.
+        """Compute the tower's logits, [batch, outputs] float32.
 
         Args:
             values: ids and numbers, [batch, features] float32.
@@ -64,7 +64,7 @@ class TrainingOnlyTower(keras.layers.Layer):
 
 
 def rows_of(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """Returns the rows of a small table, [ids, width]; its gradient has all rows, like that of any dense weight."""
+    """Return the rows of a small table, [ids, width]; its gradient has all rows, like that of any dense weight."""
 
     @tf.custom_gradient
     def rows(weights: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:

@@ -34,7 +34,7 @@ class Vectors(keras.layers.Layer):
         }
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Creates the weights of the normalization, [dimension] for each vector."""
+        """Create the weights of the normalization, [dimension] for each vector."""
         self.scales: dict[str, tuple[keras.Variable, keras.Variable]] = {}
         for number, dimension in enumerate(self.dimensions, start=1):
             if self.is_normalized[number - 1]:
@@ -43,7 +43,7 @@ class Vectors(keras.layers.Layer):
                 self.scales[f"norm_{number}"] = gamma, beta
 
     def call(self, vectors: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Returns what the interaction sees of the vectors.
+        """Return what the interaction sees of the vectors.
 
         Args:
             vectors: all vectors of `InputSchema.vector_dimensions` side by side, [batch, sum of dimensions] float32.
@@ -56,7 +56,7 @@ class Vectors(keras.layers.Layer):
         return tf.concat([self.one(number, x, context) for number, x in enumerate(parts, start=1)], axis=1)
 
     def one(self, number: int, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Returns what the interaction sees of one vector.
+        """Return what the interaction sees of one vector.
 
         Args:
             number: its number among all vectors, from 1 on.
@@ -74,6 +74,6 @@ class Vectors(keras.layers.Layer):
 
 
 def _normalized(x: tf.Tensor) -> tf.Tensor:
-    """Returns the rows of a matrix with mean 0 and variance 1."""
+    """Return the rows of a matrix with mean 0 and variance 1."""
     centered = x - tf.reduce_mean(x, axis=1, keepdims=True)
     return centered * tf.math.rsqrt(tf.reduce_mean(tf.square(centered), axis=1, keepdims=True) + EPSILON)

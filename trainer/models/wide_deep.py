@@ -36,11 +36,11 @@ class WideDeepOptions(ModelOptions):
         return True
 
     def dense_weights(self, inputs: int, outputs: Mapping[str, int]) -> int:
-        """Returns the number of weights in the kernels."""
+        """Return the number of weights in the kernels."""
         return count_weights(inputs, *self.deep_hidden_units, sum(outputs.values()))
 
     def kept_values(self, outputs: Mapping[str, int]) -> tuple[int, ...]:
-        """Returns the number of units of each hidden layer."""
+        """Return the number of units of each hidden layer."""
         return self.deep_hidden_units
 
 
@@ -58,21 +58,21 @@ class WideDeep(Network):
 
     @classmethod
     def axes(cls, options: WideDeepOptions, tasks: Sequence[Task], inputs: Names) -> dict[str, Axes]:
-        """Returns the names along the axes of the first hidden layer and of the head."""
+        """Return the names along the axes of the first hidden layer and of the head."""
         return {"hidden/layer_1": Axes(inputs=inputs), "head": Axes(units=output_names(tasks))}
 
     def build(self) -> None:
-        """Creates the hidden layers and a linear head for all tasks."""
+        """Create the hidden layers and a linear head for all tasks."""
         self.hidden = layers.MLP(self.options.deep_hidden_units, self.dense_config, name="hidden")
         # Logits are float32, whatever the compute dtype of the hidden layers.
         self.head = layers.Dense(self.outputs, self.dense_config.logits, name="head")
 
     def call(self, x: tf.Tensor, context: StepContext | None = None) -> tf.Tensor:
-        """Computes the deep part's logits, [batch, outputs] float32."""
+        """Compute the deep part's logits, [batch, outputs] float32."""
         return self.head(self.hidden(x, context=context))
 
     def start_at(self, logits: np.ndarray) -> None:
-        """Sets the biases of the head, [outputs]."""
+        """Set the biases of the head, [outputs]."""
         self.head.start_at(logits)
 
     @property

@@ -26,7 +26,7 @@ class LossScale:
         return {"loss_scale": self.scale, "loss_scale_good_steps": self.good_steps} if self.dynamic else {}
 
     def update(self, finite: tf.Tensor) -> None:
-        """Adjusts the scale after a step.
+        """Adjust the scale after a step.
 
         Args:
             finite: whether all gradients of the step were finite, scalar bool, the same on all workers.

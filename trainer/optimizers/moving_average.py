@@ -30,7 +30,7 @@ class MovingAverage:
     def update(
         self, accumulator: tf.Tensor, before: tf.Tensor, after: tf.Tensor, elapsed: tf.Tensor | float
     ) -> tf.Tensor:
-        """Returns the accumulator after an update of the weight.
+        """Return the accumulator after an update of the weight.
 
         Args:
             accumulator: the accumulator after the previous update, [..., width] float32.
@@ -41,7 +41,7 @@ class MovingAverage:
         return self.momentum * (kept * accumulator + added * before) + (1.0 - self.momentum) * after
 
     def value(self, accumulator: tf.Tensor, weight: tf.Tensor, unchanged: tf.Tensor | float, step: int) -> tf.Tensor:
-        """Returns the average after a step.
+        """Return the average after a step.
 
         Args:
             accumulator: the accumulator after the last update, [..., width] float32.
@@ -53,6 +53,6 @@ class MovingAverage:
         return (kept * accumulator + added * weight) / -math.expm1(step * math.log(self.momentum))
 
     def _caught_up(self, steps: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the factors of accumulator and weight after so many steps without an update: m^n and 1 - m^n."""
+        """Return the factors of accumulator and weight after so many steps without an update: m^n and 1 - m^n."""
         exponent = tf.convert_to_tensor(steps, tf.float32) * math.log(self.momentum)
         return tf.exp(exponent), -tf.math.expm1(exponent)

@@ -42,7 +42,7 @@ class ParameterGroup:
     l2: Mapping[str, float] = field(default_factory=dict)
 
     def decays_between_updates(self, table: str) -> bool:
-        """Returns whether rows or slots of a table change in steps that do not look them up."""
+        """Return whether rows or slots of a table change in steps that do not look them up."""
         return self.rule.has_time_decay or bool(self.l2.get(table))
 
 
@@ -124,7 +124,7 @@ class Optimizer:
         return {name + suffix: variable for name in self.weights for suffix, variable in self._state(name).items()}
 
     def table_state(self, name: str) -> dict[str, tf.Variable]:
-        """Returns the state of a table by the suffix of its name: .SLOT or .last_step."""
+        """Return the state of a table by the suffix of its name: .SLOT or .last_step."""
         return self._state(name)
 
     def _state(self, name: str) -> dict[str, tf.Variable]:
@@ -132,13 +132,13 @@ class Optimizer:
         return {f".{key}": variable for key, variable in (self._slots[name] | last_step).items()}
 
     def _table_rows(self, name: str) -> dict[str, tf.Variable]:
-        """Returns the variables that have a table's rows, by the names of slots, WEIGHT and LAST_STEP."""
+        """Return the variables that have a table's rows, by the names of slots, WEIGHT and LAST_STEP."""
         last_step = {LAST_STEP: self._last_step[name]} if name in self._last_step else {}
         return {WEIGHT: self.tables[name], **self._slots[name], **last_step}
 
     @contextmanager
     def averaged(self, step: int) -> Iterator[None]:
-        """Gives all weights and tables their averages while the context lasts; does nothing without averages.
+        """Give all weights and tables their averages while the context lasts; do nothing without averages.
 
         A copy of all weights is kept until then.
 
@@ -164,7 +164,7 @@ class Optimizer:
                     variable.assign(trained[name])
 
     def apply(self, gradients: Mapping[str, Gradient], step: tf.Tensor) -> None:
-        """Updates weights and tables.
+        """Update weights and tables.
 
         Args:
             gradients: name of the weight or table -> its gradient, of its shape or, for a table, sparse.
@@ -177,7 +177,7 @@ class Optimizer:
             self._update_rows(name, gradient, now, rates[name])
 
     def _update_whole(self, gradients: dict[str, tf.Tensor], step: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Updates weights and tables by dense gradients.
+        """Update weights and tables by dense gradients.
 
         Returns:
             The step, scalar float32, and the learning rate of every table.
@@ -204,7 +204,7 @@ class Optimizer:
             self._slots[name][slot].assign(value)
 
     def _update_table(self, name: str, gradient: tf.Tensor, now: tf.Tensor, rate: tf.Tensor) -> None:
-        """Updates the rows of a table whose gradient is not zero."""
+        """Update the rows of a table whose gradient is not zero."""
         table = self.tables[name]
         # Read once: rows without a gradient are written back unchanged.
         weight = tf.convert_to_tensor(table)  # [rows, width]
@@ -220,7 +220,7 @@ class Optimizer:
             self._slots[name][slot].assign(tf.where(has_gradient[:, tf.newaxis], value, slots[slot]))
 
     def _update_rows(self, name: str, gradient: tf.IndexedSlices, now: tf.Tensor, rate: tf.Tensor) -> None:
-        """Updates the rows of a sparse gradient."""
+        """Update the rows of a sparse gradient."""
         table, ids = self._table_states[name], gradient.indices
         slots = table.read(ids, self._table_rows(name))
         weight = slots.pop(WEIGHT)  # [n, width]
@@ -242,7 +242,7 @@ class Optimizer:
         now: tf.Tensor,
         rate: tf.Tensor,
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update rule, L2 regularization and the average; returns the new weight and slots."""
+        """Apply the update rule, L2 regularization and the average; return the new weight and slots."""
         group, is_table = self._groups[name], name in self.tables
         l2 = group.l2.get(name, 0.0)
         if l2 and not is_table:
@@ -261,6 +261,6 @@ class Optimizer:
 def _state_of(
     variable: tf.Variable, shape: tf.TensorShape | tuple[int, ...], value: float, *, overwritten: bool
 ) -> tf.Variable:
-    """Returns a new variable where the variable is whose state it is: of a table in host memory, there too."""
+    """Return a new variable where the variable is whose state it is: of a table in host memory, there too."""
     with tf.device(variable.device):
         return tf.Variable(initial_value(shape, value, overwritten=overwritten), trainable=False)

@@ -29,13 +29,13 @@ class UpdateRule:
 
     @classmethod
     def from_config(cls, config: DeepOptimizer) -> Self:
-        """Creates the rule with the settings of the flags, of which most rules use none."""
+        """Create the rule with the settings of the flags, of which most rules use none."""
         return cls()
 
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Returns the new weight and slots.
+        """Return the new weight and slots.
 
         Args:
             weight, gradient, slots: [..., width] float32.
@@ -47,13 +47,13 @@ class UpdateRule:
         raise NotImplementedError
 
     def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Returns how far a weight moves for a unit of gradient, given its new slots; broadcastable to the weight."""
+        """Return how far a weight moves for a unit of gradient, given its new slots; broadcastable to the weight."""
         raise NotImplementedError
 
     def shrunk(
         self, weight: tf.Tensor, slots: Slots, l2: float, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tf.Tensor:
-        """Returns updated table rows with the L2 regularization of all steps since their last update.
+        """Return updated table rows with the L2 regularization of all steps since their last update.
 
         The loss has the term l2 w^2 in every step, but a row is only updated when a batch looks it up. Its gradient
         2 l2 w over all these steps is then taken at once and beside the moments, which a sum over many steps would
@@ -87,13 +87,13 @@ class RMSprop(UpdateRule):
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update, catching up on the decay of steps without a gradient."""
+        """Apply the update, catching up on the decay of steps without a gradient."""
         mean_square = tf.pow(self.rho, elapsed) * slots["mean_square"] + (1.0 - self.rho) * tf.square(gradient)
         new_slots = {"mean_square": mean_square}
         return weight - self.step_sizes(new_slots, rate, step) * gradient, new_slots
 
     def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Returns rate / (sqrt(v) + epsilon)."""
+        """Return rate / (sqrt(v) + epsilon)."""
         return rate / (tf.sqrt(slots["mean_square"]) + self.epsilon)
 
 
@@ -116,7 +116,7 @@ class Ftrl(UpdateRule):
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `elapsed` and `step` are not used."""
+        """Apply the update; `elapsed` and `step` are not used."""
         accumulator = slots["accumulator"] + tf.square(gradient)
         root = tf.sqrt(accumulator)
         linear = slots["linear"] + gradient - (root - tf.sqrt(slots["accumulator"])) / rate * weight
@@ -142,14 +142,14 @@ class Adam(UpdateRule):
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update, catching up on the moments' decay of steps without a gradient."""
+        """Apply the update, catching up on the moments' decay of steps without a gradient."""
         mean = tf.pow(self.beta_1, elapsed) * slots["mean"] + (1.0 - self.beta_1) * gradient
         mean_square = tf.pow(self.beta_2, elapsed) * slots["mean_square"] + (1.0 - self.beta_2) * tf.square(gradient)
         new_slots = {"mean": mean, "mean_square": mean_square}
         return weight - self.step_sizes(new_slots, rate, step) * mean, new_slots
 
     def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Returns rate_t / (sqrt(v) + epsilon)."""
+        """Return rate_t / (sqrt(v) + epsilon)."""
         # Bias correction by the step of the run, not by a row's number of updates: moments decay with every step.
         corrected_rate = rate * tf.sqrt(1.0 - tf.pow(self.beta_2, step)) / (1.0 - tf.pow(self.beta_1, step))
         return corrected_rate / (tf.sqrt(slots["mean_square"]) + self.epsilon)
@@ -169,13 +169,13 @@ class AdamW(Adam):
 
     @classmethod
     def from_config(cls, config: DeepOptimizer) -> Self:
-        """Creates the rule with the decay of --weight_decay."""
+        """Create the rule with the decay of --weight_decay."""
         return cls(weight_decay=config.weight_decay)
 
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies Adam's update and the decay of the old weight."""
+        """Apply Adam's update and the decay of the old weight."""
         new_weight, new_slots = super().update(weight, gradient, slots, rate, elapsed, step)
         return new_weight - tf.minimum(1.0, rate * self.weight_decay * elapsed) * weight, new_slots
 
@@ -194,12 +194,12 @@ class Adagrad(UpdateRule):
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `elapsed` and `step` are not used."""
+        """Apply the update; `elapsed` and `step` are not used."""
         new_slots = {"accumulator": slots["accumulator"] + tf.square(gradient)}
         return weight - self.step_sizes(new_slots, rate, step) * gradient, new_slots
 
     def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Returns rate / sqrt(n + epsilon)."""
+        """Return rate / sqrt(n + epsilon)."""
         return rate / tf.sqrt(slots["accumulator"] + self.epsilon)
 
 
@@ -210,11 +210,11 @@ class SGD(UpdateRule):
     def update(
         self, weight: tf.Tensor, gradient: tf.Tensor, slots: Slots, rate: tf.Tensor, elapsed: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, Slots]:
-        """Applies the update; `slots`, `elapsed` and `step` are not used."""
+        """Apply the update; `slots`, `elapsed` and `step` are not used."""
         return weight - rate * gradient, {}
 
     def step_sizes(self, slots: Slots, rate: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate."""
+        """Return the rate."""
         return rate
 
 

@@ -25,7 +25,7 @@ class Constant:
     warmup_steps: float = 0
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate, scalar float32; `step` counts from 1."""
+        """Return the rate, scalar float32; `step` counts from 1."""
         return self.base * tf.minimum(tf.cast(step, tf.float32) / max(self.warmup_steps, 1.0), 1.0)
 
 
@@ -51,7 +51,7 @@ class Steps:
     total_steps: int
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate, scalar float32; `step` counts from 1."""
+        """Return the rate, scalar float32; `step` counts from 1."""
         now = tf.cast(step, tf.float32)
         middle = self.warmup_steps + (self.total_steps - self.warmup_steps) / 2
         factor = tf.where(
@@ -74,11 +74,11 @@ class Plateau(Constant):
     factor: tf.Variable = field(default_factory=lambda: tf.Variable(1.0, trainable=False), compare=False)
 
     def reduce(self, epochs: int) -> None:
-        """Sets the number of epochs so far that have not improved the metric."""
+        """Set the number of epochs so far that have not improved the metric."""
         self.factor.assign(self.REDUCTION**epochs)
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate, scalar float32; `step` counts from 1."""
+        """Return the rate, scalar float32; `step` counts from 1."""
         return Constant.__call__(self, step) * self.factor
 
 
@@ -105,7 +105,7 @@ class Decay:
     last: ClassVar[float] = 0.01
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the rate, scalar float32; `step` counts from 1."""
+        """Return the rate, scalar float32; `step` counts from 1."""
         now = tf.cast(step, tf.float32)
         rise = tf.minimum(now / max(self.warmup_steps, 1.0), 1.0)
         share = (now - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1.0)
@@ -116,7 +116,7 @@ class Decay:
 
 
 def make_schedule(config: DeepOptimizer, steps_per_epoch: int, epochs: int) -> Schedule:
-    """Creates the schedule of --deep_schedule for a whole run."""
+    """Create the schedule of --deep_schedule for a whole run."""
     warmup_steps, total_steps = config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if config.schedule == "constant":
         return Constant(config.rate, warmup_steps)

@@ -17,7 +17,7 @@ _BINDING_LAUNCHERS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCA
 
 
 def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
-    """Binds this process to its share of the available CPUs.
+    """Bind this process to its share of the available CPUs.
 
     Args:
         mode: one of MODES. `all`: all CPUs of the NUMA node that the worker's GPU is attached to; `single`: the first
@@ -46,7 +46,7 @@ def set_affinity(mode: str, local_rank: int, local_size: int) -> str:
 
 
 def share_out(mode: str, cores_of_worker: Sequence[Sequence[Core]]) -> list[set[int]]:
-    """Divides the CPUs of a host among its workers.
+    """Divide the CPUs of a host among its workers.
 
     Args:
         mode: one of MODES except `disabled`.
@@ -99,7 +99,7 @@ _PARTITIONS: dict[str, Callable[[Sequence[Core], int, int], Sequence[Core]]] = {
 
 
 def is_bound_by_launcher(allowed: set[int], root: Path = Path("/")) -> bool:
-    """Returns whether mpirun or srun has already bound this worker to its own CPUs, which must not be divided again.
+    """Return whether mpirun or srun has already bound this worker to its own CPUs, which must not be divided again.
 
     Args:
         allowed: CPUs in the current affinity of this process.
@@ -111,7 +111,7 @@ def is_bound_by_launcher(allowed: set[int], root: Path = Path("/")) -> bool:
 
 
 def cores_of_workers(local_size: int, allowed: set[int], root: Path = Path("/")) -> list[list[Core]]:
-    """Returns the cores near each worker's GPU among the allowed CPUs, or all allowed cores if that is unknown.
+    """Return the cores near each worker's GPU among the allowed CPUs, or all allowed cores if that is unknown.
 
     Args:
         local_size: number of workers on this host.
@@ -125,7 +125,7 @@ def cores_of_workers(local_size: int, allowed: set[int], root: Path = Path("/"))
 
 
 def _cpus_near_gpus(local_size: int, root: Path) -> list[set[int]]:
-    """Returns the CPUs of the NUMA node of each worker's GPU; empty if the GPUs, their order or nodes are unknown."""
+    """Return the CPUs of the NUMA node of each worker's GPU; empty if the GPUs, their order or nodes are unknown."""
     addresses = sorted(path.name.lower() for path in root.glob("proc/driver/nvidia/gpus/*"))
     listed = os.environ.get("HOST_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     numbers = [int(entry) for entry in listed.split(",") if entry.strip().isdecimal()]
@@ -138,7 +138,7 @@ def _cpus_near_gpus(local_size: int, root: Path) -> list[set[int]]:
 
 
 def physical_cores(cpus: set[int], root: Path = Path("/")) -> list[Core]:
-    """Groups CPUs by physical core, ordered by the first CPU of each core."""
+    """Group CPUs by physical core, ordered by the first CPU of each core."""
     cores = set()
     for cpu in cpus:
         siblings = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
@@ -148,7 +148,7 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> list[Core]:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Parses the kernel's format of CPU sets: "0-3,8" is {0, 1, 2, 3, 8}; a blank string is the empty set."""
+    """Parse the kernel's format of CPU sets: "0-3,8" is {0, 1, 2, 3, 8}; a blank string is the empty set."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         if part:
@@ -158,7 +158,7 @@ def parse_cpus(text: str) -> set[int]:
 
 
 def format_cpus(cpus: set[int]) -> str:
-    """Formats a CPU set in the kernel's format, with consecutive CPUs as "first-last"."""
+    """Format a CPU set in the kernel's format, with consecutive CPUs as "first-last"."""
     runs: list[list[int]] = []
     for cpu in sorted(cpus):
         if runs and cpu == runs[-1][-1] + 1:

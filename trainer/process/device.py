@@ -13,7 +13,7 @@ _UNITS = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "a
 
 
 def has_units(dtype: str, flags: frozenset[str]) -> bool:
-    """Returns whether a CPU with the given flags multiplies natively in a dtype, without converting each number.
+    """Return whether a CPU with the given flags multiplies natively in a dtype, without converting each number.
 
     float32 and wider dtypes need no flag. A CPU without any flags (of another architecture) is assumed to have support.
     """
@@ -22,7 +22,7 @@ def has_units(dtype: str, flags: frozenset[str]) -> bool:
 
 @cache
 def own_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Returns the flags of this machine's CPU; empty if the file or its line of flags does not exist."""
+    """Return the flags of this machine's CPU; empty if the file or its line of flags does not exist."""
     if not cpuinfo.exists():
         return frozenset()
     lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
@@ -30,15 +30,15 @@ def own_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def on_gpu() -> bool:
-    """Returns whether this process computes on a GPU. With --cpu, `runtime.prepare` hides all GPUs."""
+    """Return whether this process computes on a GPU. With --cpu, `runtime.prepare` hides all GPUs."""
     return bool(tf.config.get_visible_devices("GPU"))
 
 
 def gpu_memory() -> int | None:
-    """Returns the bytes that TensorFlow may allocate on this process's GPU, of which it leaves some to other libraries.
+    """Return the bytes that TensorFlow may allocate on this process's GPU, of which it leaves some to other libraries.
 
     None if TensorFlow has no GPU, as where a program only builds what it would build for one.
-    Initializes the GPU, which ends the time to configure it.
+    This initializes the GPU, which ends the time to configure it.
     """
     from tensorflow.python.client.device_lib import list_local_devices  # TensorFlow has no public function for it
 
@@ -47,7 +47,7 @@ def gpu_memory() -> int | None:
 
 
 def compiles_passes(xla: bool) -> bool:
-    """Returns whether XLA compiles whole parts of a step: the passes, and what follows for dense gradients.
+    """Return whether XLA compiles whole parts of a step: the passes, and what follows for dense gradients.
 
     Only done on GPUs: on CPUs, XLA's matrix products and random number generation are several times slower than
     TensorFlow's. XLA compiles a function once for every size of its arguments, even of those that it does not use, so

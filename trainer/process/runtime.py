@@ -11,7 +11,7 @@ from trainer.process.worker_env import WorkerEnv
 
 
 def prepare(launch: WorkerEnv, options: TrainingOptions) -> str:
-    """Configures TensorFlow for this worker.
+    """Configure TensorFlow for this worker.
 
     A worker that sees several GPUs uses the one of its local rank; with hvd_wrapper.sh it sees only one.
 
@@ -46,7 +46,7 @@ def prepare(launch: WorkerEnv, options: TrainingOptions) -> str:
 
 
 def compute_dtype(options: TrainingOptions) -> str:
-    """Returns the dtype of the forward and backward pass: "float32", or with --amp "float16" or "bfloat16"."""
+    """Return the dtype of the forward and backward pass: "float32", or with --amp "float16" or "bfloat16"."""
     if not options.amp:
         return "float32"
     if options.amp_dtype != "auto":
@@ -55,5 +55,5 @@ def compute_dtype(options: TrainingOptions) -> str:
 
 
 def _sharing(launch: WorkerEnv, cores: int) -> int:
-    """Returns the number of workers that share this worker's cores: one if it is bound to a subset of all cores."""
+    """Return the number of workers that share this worker's cores: one if it is bound to a subset of all cores."""
     return launch.local_size if cores == os.cpu_count() else 1

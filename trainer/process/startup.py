@@ -19,7 +19,7 @@ _OPTIONAL_FOR_KERAS = ("matplotlib", "pandas")
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Makes the first import of TensorFlow a third faster. For the start of a program, before it has other threads.
+    """Make the first import of TensorFlow a third faster. For the start of a program, before it has other threads.
 
     Keras is imported as if matplotlib and pandas were not installed, unless they are already imported. Both can be
     imported after the context. All objects that exist at its end are exempt from garbage collection from then on, which
@@ -41,7 +41,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow; warnings, errors and tracebacks of the import are still printed."""
+    """Import TensorFlow; warnings, errors and tracebacks of the import are still printed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     kept = os.dup(2)
@@ -59,7 +59,7 @@ def import_tensorflow() -> None:
 
 
 def robust_stdio() -> None:
-    """Replaces sys.stdout and sys.stderr by streams that never raise, and reopens closed standard descriptors.
+    """Replace sys.stdout and sys.stderr by streams that never raise, and reopen closed standard descriptors.
 
     Output that cannot be written is dropped: the reader of a pipe has exited, the disk is full, or the stream was
     closed at start. Characters that the encoding does not support are escaped. Closed descriptors are opened as
@@ -89,7 +89,7 @@ class _Lossy(io.FileIO):
 
 
 def _steady(descriptor: int, stream: TextIO | None) -> TextIO:
-    """Wraps a descriptor in a stream that never raises.
+    """Wrap a descriptor in a stream that never raises.
 
     Args:
         descriptor: the descriptor to write to.

@@ -51,7 +51,7 @@ class WorkerEnv:
     launcher: str = "no launcher"
 
     def __post_init__(self) -> None:
-        """Raises a DataError if the numbers contradict each other."""
+        """Raise a DataError if the numbers contradict each other."""
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
             raise DataError(
                 f"{self.launcher} set rank {self.rank} of {self.size} and local rank {self.local_rank} of "
@@ -60,7 +60,7 @@ class WorkerEnv:
 
 
 def read_worker_env(environ: Mapping[str, str]) -> WorkerEnv:
-    """Reads the launch from environment variables; without a launcher, this is a single process.
+    """Read the launch from environment variables; without a launcher, this is a single process.
 
     Raises:
         DataError: if a variable is missing or not a number, the numbers contradict each other, or this is one of
@@ -86,7 +86,7 @@ def _announced(environ: Mapping[str, str], rank: str, size: str) -> bool:
 
 
 def _place_on_host(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Returns local rank and local size; 0 and 1 if no launcher sets them."""
+    """Return local rank and local size; 0 and 1 if no launcher sets them."""
     for rank, size in _HOST:
         if rank in environ:
             local_rank = _number(environ, rank)
@@ -104,7 +104,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
-    """Returns this node's tasks from SLURM's format: "2(x3),1" is three nodes with two tasks and one node with one."""
+    """Return this node's tasks from SLURM's format: "2(x3),1" is three nodes with two tasks and one node with one."""
     node = _number(environ, "SLURM_NODEID")
     for part in environ[name].split(","):
         found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
@@ -120,7 +120,7 @@ def _tasks_of_node(environ: Mapping[str, str], name: str) -> int:
 
 
 def _reject_pods_without_launcher(environ: Mapping[str, str]) -> None:
-    """Raises a DataError in a Kubernetes pod without a launcher.
+    """Raise a DataError in a Kubernetes pod without a launcher.
 
     Kubernetes operators start one process per pod and leave it to that process to find the others.
     """

@@ -44,7 +44,7 @@ class RawColumn:
 
 
 def require_frame(frame: Any, what: str) -> None:
-    """Raises a DataError unless `frame` is a pandas data frame with a single level of columns."""
+    """Raise a DataError unless `frame` is a pandas data frame with a single level of columns."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"{what} is a {type(frame).__name__}, expected a pandas DataFrame; {frame_hint(frame)}")
     if frame.columns.nlevels > 1:
@@ -52,7 +52,7 @@ def require_frame(frame: Any, what: str) -> None:
 
 
 def frame_hint(value: Any) -> str:
-    """Returns a hint for the user on how to convert a value to a data frame."""
+    """Return a hint for the user on how to convert a value to a data frame."""
     if isinstance(value, pd.Series):
         return "write series.to_frame()"
     if hasattr(value, "to_pandas"):
@@ -61,7 +61,7 @@ def frame_hint(value: Any) -> str:
 
 
 def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[Any], what: str) -> None:
-    """Raises a DataError for the first name that is not a string or does not occur exactly once among the columns.
+    """Raise a DataError for the first name that is not a string or does not occur exactly once among the columns.
 
     Args:
         columns: a frame, or a mapping by column name.
@@ -85,7 +85,7 @@ def require_columns(columns: pd.DataFrame | Mapping[str, Any], names: Iterable[A
 
 
 def require_mapping(value: Any, what: str, example: str) -> None:
-    """Raises a DataError, with an example of a valid value, unless `value` is a mapping with string keys."""
+    """Raise a DataError, with an example of a valid value, unless `value` is a mapping with string keys."""
     if not isinstance(value, Mapping):
         raise DataError(f"{what} is {shown(value)}; expected a dict, as in {example}")
     for name in value:
@@ -94,7 +94,7 @@ def require_mapping(value: Any, what: str, example: str) -> None:
 
 
 def kind_of(series: pd.Series, *, is_step: bool) -> str:
-    """Returns the kind of a column by its values.
+    """Return the kind of a column by its values.
 
     Numbers and booleans are numerical, lists multi-hot, and others categorical. In a sequence, lists of floating-point
     numbers are numerical, and others categorical.
@@ -114,7 +114,7 @@ def kind_of(series: pd.Series, *, is_step: bool) -> str:
 
 
 def read_column(series: pd.Series, kind: str, *, is_step: bool) -> RawColumn:
-    """Reads a column of a frame.
+    """Read a column of a frame.
 
     Args:
         series: the column, with its name.
@@ -139,7 +139,7 @@ def read_column(series: pd.Series, kind: str, *, is_step: bool) -> RawColumn:
 
 
 def encode_column(encoder: Encoder, values: Values, dimension: int | None = None) -> Encoded:
-    """Encodes a column.
+    """Encode a column.
 
     Args:
         encoder: its encoder.
@@ -161,7 +161,7 @@ def encode_column(encoder: Encoder, values: Values, dimension: int | None = None
 
 
 def fit_encoders(columns: Sequence[tuple[RawColumn, np.ndarray]], tables: Mapping[str, str]) -> dict[str, Encoder]:
-    """Fits the encoders of columns on their training rows.
+    """Fit the encoders of columns on their training rows.
 
     Args:
         columns: raw columns, each with [n] int64, the number of training rows that use each value; values with weight 0
@@ -194,7 +194,7 @@ def fit_encoders(columns: Sequence[tuple[RawColumn, np.ndarray]], tables: Mappin
 
 
 def _used(column: RawColumn, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the values of training rows, of lists the items, as objects, and how many rows use each of them."""
+    """Return the values of training rows, of lists the items, as objects, and how many rows use each of them."""
     # Only training rows: the vocabulary and the statistics must not depend on validation data.
     used = (weights > 0) & np.array([value is not None for value in column.values])
     values, weights = column.values[used], weights[used]

@@ -59,7 +59,7 @@ class RawEntities:
             self.columns.append(replace(raw, values=with_unknown(with_unknown(raw.values)[rows])))
 
     def encoded(self, encoders: Mapping[str, Encoder], dimensions: Mapping[str, int]) -> "Entities":
-        """Encodes the columns with fitted encoders, given by column name like the dimensions of vectors."""
+        """Encode the columns with fitted encoders, given by column name like the dimensions of vectors."""
         features = {
             column.name: encode_column(encoders[column.name], column.values, dimensions.get(column.name))
             for column in self.columns
@@ -70,12 +70,12 @@ class RawEntities:
 
 
 def with_unknown(values: np.ndarray) -> np.ndarray:
-    """Returns the values as objects with a None appended, [n + 1]."""
+    """Return the values as objects with a None appended, [n + 1]."""
     return np.append(values.astype(object), np.array([None]))
 
 
 def find_positions(index: KeyIndex, values: Values) -> np.ndarray:
-    """Returns positions of raw ids among an index's keys, [n] int64; the number of keys for unknown ids and null."""
+    """Return positions of raw ids among an index's keys, [n] int64; the number of keys for unknown ids and null."""
     codes, _, places = index.find(values)
     found = np.append(places, -1)[codes]
     return np.where(found < 0, len(index.keys), found)
@@ -97,7 +97,7 @@ class Entities:
     features: dict[str, np.ndarray]
 
     def positions(self, values: Values) -> np.ndarray:
-        """Looks up raw ids.
+        """Look up raw ids.
 
         Args:
             values: raw ids.

@@ -34,7 +34,7 @@ class Seen:
 
     @classmethod
     def of(cls, users: np.ndarray, items: np.ndarray, count: int) -> "Seen":
-        """Groups interactions by user.
+        """Group interactions by user.
 
         Args:
             users: [interactions] int64, position of the user of each interaction.
@@ -46,7 +46,7 @@ class Seen:
         return cls(np.concatenate([[0], np.cumsum(counts)]), items[order].astype(np.int64))
 
     def by(self, user: int) -> np.ndarray:
-        """Returns the positions of the items that a user has seen."""
+        """Return the positions of the items that a user has seen."""
         return self.items[self.starts[user] : self.starts[user + 1]]
 
 
@@ -84,7 +84,7 @@ class Fitted:
         return [feature.name for feature in self.saved.spec.inputs]
 
     def encode(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Encodes raw rows into features.
+        """Encode raw rows into features.
 
         Features that are columns of the frame are taken from there, all others from the known users and items.
 
@@ -97,7 +97,7 @@ class Fitted:
         return {name: encoded[name] for name in self.features}
 
     def _side(self, entities: Entities, frame: pd.DataFrame, what: str) -> dict[str, np.ndarray]:
-        """Encodes the features of users and the context, or those of items, in raw rows of the frame `what`."""
+        """Encode the features of users and the context, or those of items, in raw rows of the frame `what`."""
         context = self.context if entities is self.users else ()
         known = [name for name in (*entities.features, *context) if name in frame]
         require_columns(frame, [entities.column, *context, *known], what)
@@ -106,7 +106,7 @@ class Fitted:
         return of_rows | {name: self._encoded(name, frame[name]) for name in known}
 
     def predict_candidates(self, request: Mapping[str, Any], candidates: pd.DataFrame) -> np.ndarray:
-        """Predicts for the candidates of a request, whose part of the model is computed once.
+        """Predict for the candidates of a request, whose part of the model is computed once.
 
         Args:
             request: value of the user's column, of each context column, and of any features of the user.
@@ -137,7 +137,7 @@ class Fitted:
         return self.scorer.rank(once, each, len(candidates))
 
     def predict(self, features: Mapping[str, np.ndarray] | pd.DataFrame) -> np.ndarray:
-        """Predicts for encoded rows.
+        """Predict for encoded rows.
 
         Returns:
             Predictions [rows, outputs] float64.
@@ -157,7 +157,7 @@ class Fitted:
         exclude_seen: bool,
         weights: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks items for a user by descending score.
+        """Rank items for a user by descending score.
 
         Args:
             user: raw user id.
@@ -194,7 +194,7 @@ class Fitted:
         return keys[order], scores[order]
 
     def check_context(self, context: Mapping[str, Any]) -> None:
-        """Raises a DataError unless `context` has a value for each context column and no others."""
+        """Raise a DataError unless `context` has a value for each context column and no others."""
         require_mapping(context, "context", "{'hour': 20}")
         if set(context) != set(self.context):
             raise DataError(f"context has {sorted(context)}; expected a value for each of {sorted(self.context)}")
@@ -218,6 +218,6 @@ class Fitted:
         return self.scorer.matrices(features, 1)
 
     def _encoded(self, name: str, values: Values) -> Encoded:
-        """Encodes values of a feature."""
+        """Encode values of a feature."""
         dimensions = {vector.name: vector.dimension for vector in self.saved.layout.vectors}
         return encode_column(self.saved.encoders[name], values, dimensions.get(name))

@@ -105,12 +105,12 @@ class Interactions:
         return found | {"context": self.frame[[*self.context]]}
 
     def _roles(self) -> Roles:
-        """Returns the roles of all features."""
+        """Return the roles of all features."""
         stated = self.kinds or {}, self.sequences or {}, self.tables or {}
         return find_roles((self.user, self.item), next(iter(self.tasks)), self._sources, *stated)
 
     def write(self, folder: Path, *, validation: float, seed: int) -> tuple[Entities, Entities]:
-        """Writes a dataset whose encoders are fitted on its training rows.
+        """Write a dataset whose encoders are fitted on its training rows.
 
         Args:
             folder: an empty folder.

@@ -75,7 +75,7 @@ class Recommender:
         tables: Mapping[str, str] | None = None,
         validation: float = 0.1,
     ) -> "Recommender":
-        """Trains a new model and keeps the weights of its best epoch on the validation data.
+        """Train a new model and keep the weights of its best epoch on the validation data.
 
         Args:
             interactions: frame with one row per interaction; columns not named in the other arguments are ignored.
@@ -142,7 +142,7 @@ class Recommender:
         context: Mapping[str, Any] | None = None,
         encoded: bool = False,
     ) -> float | dict[str, float] | pd.DataFrame:
-        """Predicts the probability of binary tasks and the value of all others.
+        """Predict the probability of binary tasks and the value of all others.
 
         Args:
             user: raw user id, or a frame of raw rows with columns for user, item and context. User and item feature
@@ -177,7 +177,7 @@ class Recommender:
     def batch_predict(
         self, pairs: Iterable[tuple[Any, Any]] | np.ndarray, *, context: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Predicts for many (user, item) pairs at once.
+        """Predict for many (user, item) pairs at once.
 
         Args:
             pairs: pairs of raw user and item ids, or an array of shape [n, 2].
@@ -204,7 +204,7 @@ class Recommender:
         return self._predict_rows(frame)
 
     def encode(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Encodes raw rows into the features expected by `predict(..., encoded=True)`.
+        """Encode raw rows into the features expected by `predict(..., encoded=True)`.
 
         Raises:
             DataError: if `frame` is not a data frame, or a column is missing or holds invalid values.
@@ -221,7 +221,7 @@ class Recommender:
         score: Mapping[str, float] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> list[tuple[Any, float]]:
-        """Returns the best items for a user as (item id, score) pairs, by descending score.
+        """Return the best items for a user as (item id, score) pairs, by descending score.
 
         Args:
             user: raw user id; an unknown id gets the recommendations of a user without known features.
@@ -245,7 +245,7 @@ class Recommender:
         return list(zip(items[:k].tolist(), scores[:k].tolist(), strict=True))
 
     def rank(self, request: Mapping[str, Any], candidates: pd.DataFrame | Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-        """Predicts for the candidates of a ranking request: one user, one context, many items.
+        """Predict for the candidates of a ranking request: one user, one context, many items.
 
         The predictions are those of `predict` on rows with the request's values, but what the model computes from the
         request alone is computed once.
@@ -269,7 +269,7 @@ class Recommender:
         return pd.DataFrame(predicted, index=frame.index, columns=self._fitted.outputs)
 
     def save(self, folder: str | Path) -> None:
-        """Saves the recommender to a folder of JSON, YAML, .npy and parquet files, replacing an earlier save.
+        """Save the recommender to a folder of JSON, YAML, .npy and parquet files, replacing an earlier save.
 
         Raises:
             DataError: if the path is a link, a file, the working directory or a parent of it, or a folder with content
@@ -282,7 +282,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender":
-        """Loads a recommender written by `save`. All checksums are verified, and no code is loaded from the folder.
+        """Load a recommender written by `save`. All checksums are verified, and no code is loaded from the folder.
 
         Raises:
             DataError: if there is no recommender in the folder, or it is damaged.
@@ -325,7 +325,7 @@ class Recommender:
 
 
 def _frame_of(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Returns columns of equally long lists as a frame of objects."""
+    """Return columns of equally long lists as a frame of objects."""
     require_mapping(columns, "candidates", "{'item_id': [10, 11]}")
     series = {}
     for name, values in columns.items():
@@ -348,7 +348,7 @@ def _path(method: str, folder: Any) -> Path:
 
 
 def _new_folder(folder: str | Path) -> Path:
-    """Returns the absolute path of a folder to save to."""
+    """Return the absolute path of a folder to save to."""
     path = Path(os.path.normpath(_path("save", folder)))
     # A save replaces the folder as a whole, which must not pull the working directory away.
     if Path.cwd().is_relative_to(path):

@@ -63,7 +63,7 @@ class Roles:
         return frozenset(name for sequence in self.sequences for name in sequence.features)
 
     def channels(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Returns the columns of each channel of a specification, in the given order but for those of sequences."""
+        """Return the columns of each channel of a specification, in the given order but for those of sequences."""
         of_sequences = tuple(chain.from_iterable(sequence.features for sequence in self.sequences))
         return _channels({name: self.kinds[name] for name in names}, self.steps) | {SEQUENCE: of_sequences}
 
@@ -76,7 +76,7 @@ def find_roles(
     sequences: Mapping[str, Any],
     tables: Mapping[str, str],
 ) -> Roles:
-    """Returns the roles of columns.
+    """Return the roles of columns.
 
     Args:
         ids: columns of the raw ids.
@@ -118,13 +118,13 @@ def find_roles(
 
 
 def _steps(sequences: Mapping[str, Any]) -> set[str]:
-    """Returns the columns that sequences name, as far as these are well-formed."""
+    """Return the columns that sequences name, as far as these are well-formed."""
     lists = [keys.get("features") for keys in sequences.values() if isinstance(keys, Mapping)]
     return {name for names in lists if isinstance(names, list | tuple) for name in names if isinstance(name, str)}
 
 
 def _channels(kinds: Mapping[str, str], steps: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Returns the columns of each channel except for the sequences."""
+    """Return the columns of each channel except for the sequences."""
     return {
         channel: tuple(name for name, own in kinds.items() if own == kind and name not in steps)
         for kind, channel in CHANNEL_OF.items()
@@ -134,7 +134,7 @@ def _channels(kinds: Mapping[str, str], steps: Collection[str]) -> dict[str, tup
 def _checked_sequences(
     kinds: Mapping[str, str], steps: set[str], sequences: Mapping[str, Any], tables: Mapping[str, str], label: str
 ) -> tuple[FeatureSequence, ...]:
-    """Returns the sequences, which a specification with any sizes checks like those of its files."""
+    """Return the sequences, which a specification with any sizes checks like those of its files."""
     features: dict[str, dict[str, Any]] = {
         name: {key: 2 for key in _SIZES.get(MULTIHOT if name in steps and kind == CATEGORICAL else kind, ())}
         for name, kind in kinds.items()
@@ -178,7 +178,7 @@ def _check_lists(sequence: FeatureSequence, sources: Mapping[str, pd.DataFrame])
 
 
 def _dimension(argument: str, series: pd.Series) -> int:
-    """Returns how many numbers each vector has that is not missing."""
+    """Return how many numbers each vector has that is not missing."""
     lists = as_lists(str(series.name), series)
     known = [(row, len(entry)) for row, entry in enumerate(lists) if entry is not None]
     first, dimension = known[0] if known else (0, 0)
@@ -194,6 +194,6 @@ def _dimension(argument: str, series: pd.Series) -> int:
 
 
 def _lengths(series: pd.Series) -> np.ndarray:
-    """Returns the length of each list, [n]; 0 for a missing one."""
+    """Return the length of each list, [n]; 0 for a missing one."""
     lists = as_lists(str(series.name), series)
     return np.fromiter((0 if entry is None else len(entry) for entry in lists), np.int64, len(lists))

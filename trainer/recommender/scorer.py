@@ -44,7 +44,7 @@ class Assembler:
         )
 
     def matrices(self, features: Features, rows: int) -> ModelInputs:
-        """Assembles the model's input matrices from features.
+        """Assemble the model's input matrices from features.
 
         Columns of features that are not given are 0, so the matrices of disjoint sets of features can be added up.
 
@@ -74,7 +74,7 @@ class Assembler:
         return ModelInputs(ids, numerical, *of_lists)
 
     def _lists(self, features: Features) -> dict[str, Lists]:
-        """Returns the lists among the features, [rows, 1] each, after checking them."""
+        """Return the lists among the features, [rows, 1] each, after checking them."""
         layout = self._layout
         read: dict[str, Callable[[Values], np.ndarray]] = {
             columns.name: partial(_ids, columns) for columns in layout.categorical if columns.multihot
@@ -93,7 +93,7 @@ class Assembler:
         return lists
 
     def _joined(self, places: Mapping[str, slice], lists: Mapping[str, Lists], rows: int) -> np.ndarray:
-        """Returns numbers in lists as a matrix, [rows, width] float32, with each column of lists at its place."""
+        """Return numbers in lists as a matrix, [rows, width] float32, with each column of lists at its place."""
         matrix = np.zeros((rows, sum(place.stop - place.start for place in places.values())), np.float32)
         for name, place in places.items():
             if name in lists:
@@ -101,7 +101,7 @@ class Assembler:
         return matrix
 
     def _padded(self, name: str, lists: Mapping[str, Lists], width: int, padding: int) -> np.ndarray:
-        """Returns lists as a matrix, [rows, width]; of longer ones the first items, or the newest of a sequence."""
+        """Return lists as a matrix, [rows, width]; of longer ones the first items, or the newest of a sequence."""
         cut = lists[name].cut([width], keep_last=name in self._layout.newest_last)
         return cut.padded([width], padding)
 
@@ -126,7 +126,7 @@ class Scorer(Assembler):
         )
 
     def predict(self, inputs: ModelInputs) -> np.ndarray:
-        """Predicts for input matrices as returned by `matrices`.
+        """Predict for input matrices as returned by `matrices`.
 
         Returns:
             Predictions [rows, tasks] float64: probabilities of binary tasks, values of the others. If there is a score,
@@ -135,7 +135,7 @@ class Scorer(Assembler):
         return self._predicted(self._forward, inputs, inputs.numerical)
 
     def rank(self, request: Features, candidates: Features, rows: int) -> np.ndarray:
-        """Predicts for the candidates of a request, like `predict` for rows with the features of both.
+        """Predict for the candidates of a request, like `predict` for rows with the features of both.
 
         Args:
             request: the features of the request, each with one value, as `matrices` takes them.
@@ -153,7 +153,7 @@ class Scorer(Assembler):
     def _predicted(
         self, forward: Callable[[ModelInputs], tf.Tensor], inputs: ModelInputs, numerical: np.ndarray
     ) -> np.ndarray:
-        """Returns the predictions of rows, given a function that computes the logits of some of them.
+        """Return the predictions of rows, given a function that computes the logits of some of them.
 
         Args:
             forward: the function.
@@ -171,7 +171,7 @@ class Scorer(Assembler):
 
 
 def _as_lists(name: str, values: Values, read: Callable[[Values], np.ndarray]) -> Lists:
-    """Converts lists of ids or numbers, [rows], to [rows, 1] lists; `read` checks and converts their items."""
+    """Convert lists of ids or numbers, [rows], to [rows, 1] lists; `read` checks and converts their items."""
     lists = as_lists(name, values)
     _check_known(name, np.array([entry is not None for entry in lists], bool))
     lengths = np.fromiter((len(entry) for entry in lists), np.int32, len(lists))
@@ -180,7 +180,7 @@ def _as_lists(name: str, values: Values, read: Callable[[Values], np.ndarray]) -
 
 
 def _check_lengths(lists: Mapping[str, Lists], first: str, second: str, why: str) -> None:
-    """Raises a DataError if the lists of two columns that are given differ in length in a row."""
+    """Raise a DataError if the lists of two columns that are given differ in length in a row."""
     if first not in lists and second not in lists:
         return
     lengths, others = lists[first].lengths, lists[second].lengths
@@ -203,7 +203,7 @@ def _check_dimension(vector: VectorInput, lists: Lists) -> None:
 
 
 def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:
-    """Checks that ids lie within the embedding table and returns them as [n] int32."""
+    """Check that ids lie within the embedding table and return them as [n] int32."""
     ids = as_keys(columns.name, values)
     wrong = ids if ids.dtype == object else ids[(ids >= columns.cardinality) | (ids < 0)]
     if len(wrong):
@@ -214,7 +214,7 @@ def _ids(columns: CategoricalInput, values: Values) -> np.ndarray:
 
 
 def _numbers(name: str, values: Values) -> np.ndarray:
-    """Checks numbers and converts them to [n] float32."""
+    """Check numbers and convert them to [n] float32."""
     numbers = as_numbers(name, values)
     _check_known(name, ~np.isnan(numbers))
     wrong = numbers[np.abs(numbers) > np.finfo(np.float32).max]

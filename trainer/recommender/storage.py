@@ -57,7 +57,7 @@ class _Settings:
 
 
 def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> None:
-    """Writes a recommender to a folder atomically, replacing an earlier one.
+    """Write a recommender to a folder atomically, replacing an earlier one.
 
     Args:
         fitted: the recommender.
@@ -87,7 +87,7 @@ def save_fitted(fitted: Fitted, options: Mapping[str, Any], folder: Path) -> Non
 
 
 def load_fitted(folder: Path) -> tuple[Fitted, dict[str, Any]]:
-    """Loads a recommender written by `save_fitted`, and the options it was created with.
+    """Load a recommender written by `save_fitted`, and the options it was created with.
 
     Raises:
         DataError: if the folder holds no recommender, or it is damaged or of another version.

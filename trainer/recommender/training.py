@@ -21,7 +21,7 @@ FLAGS = {"epochs": "num_epochs", "batch_size": "global_batch_size", "learning_ra
 
 
 def to_flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts options of the Recommender to flags of main.py, without those for paths.
+    """Convert options of the Recommender to flags of main.py, without those for paths.
 
     Args:
         options: values by a name from FLAGS, or by the name of a model or training flag without dashes. None stands for
@@ -50,7 +50,7 @@ def to_flags(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: bool) -> Path:
-    """Trains on a dataset, evaluating after each epoch, and returns the folder of the best model.
+    """Train on a dataset, evaluating after each epoch, and return the folder of the best model.
 
     Args:
         flags: flags from `to_flags`.
@@ -78,7 +78,7 @@ def train(flags: Mapping[str, Any], dataset: Path, folder: Path, *, verbose: boo
 
 
 def _converted(flag: Flag, value: Any) -> Any:
-    """Returns a value as the type of its flag. A single number stands for a list of one."""
+    """Return a value as the type of its flag. A single number stands for a list of one."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     parse = flag.field.metadata["parse"]

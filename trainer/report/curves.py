@@ -64,7 +64,7 @@ class Chart:
 
 
 def learning_charts(runs: list[Run]) -> tuple[list[Chart], str]:
-    """Returns the charts of loss and metrics over steps, with all runs and tasks in each.
+    """Return the charts of loss and metrics over steps, with all runs and tasks in each.
 
     The loss comes first. The mean over tasks is omitted where only one task has the metric.
 
@@ -92,7 +92,7 @@ def learning_charts(runs: list[Run]) -> tuple[list[Chart], str]:
 
 
 def split_by_task(charts: list[Chart]) -> list[Chart]:
-    """Splits charts into one per task, with the task in the title if there are several."""
+    """Split charts into one per task, with the task in the title if there are several."""
     has_tasks = any(curve.task for chart in charts for curve in chart.curves)
     return [
         replace(
@@ -106,7 +106,7 @@ def split_by_task(charts: list[Chart]) -> list[Chart]:
 
 
 def throughput_charts(runs: list[Run]) -> list[Chart]:
-    """Returns charts of samples per second, over the minutes of training or over the steps of a benchmark."""
+    """Return charts of samples per second, over the minutes of training or over the steps of a benchmark."""
     trained = [_over_time(run, run.training, "samples_per_second", is_training=True) for run in runs]
     evaluated = [_over_time(run, run.evaluations, "validation_throughput") for run in runs]
     measured = [_curve(run, "", run.measured, MEASURED) for run in runs]
@@ -120,7 +120,7 @@ def throughput_charts(runs: list[Run]) -> list[Chart]:
 
 
 def calibration_charts(runs: list[Run]) -> tuple[list[Chart], str]:
-    """Returns charts of the mean label over the mean prediction, one per task, and a note on omitted tasks.
+    """Return charts of the mean label over the mean prediction, one per task, and a note on omitted tasks.
 
     If any run has calibrators, the curves are those of the "tasks" CALIBRATED and UNCALIBRATED.
     """
@@ -144,19 +144,19 @@ def calibration_charts(runs: list[Run]) -> tuple[list[Chart], str]:
 
 
 def drawn_members(level: LevelRecord) -> tuple[list[str], list[str], str]:
-    """Returns the gates and experts of a level that are drawn, and a note on omitted ones, empty if there are none."""
+    """Return the gates and experts of a level that are drawn, and a note on omitted ones, empty if there are none."""
     gates, experts = level.gates[:MAX_GATES], level.experts[:MAX_EXPERTS]
     notes = omitted(MAX_GATES, len(level.gates), "gates"), omitted(MAX_EXPERTS, len(level.experts), "experts")
     return gates, experts, " ".join(filter(None, notes))
 
 
 def omitted(limit: int, total: int, what: str) -> str:
-    """Returns a note that not everything is drawn, or an empty string if everything is."""
+    """Return a note that not everything is drawn, or an empty string if everything is."""
     return f"Only {limit:,} of {total:,} {what} are drawn; the log has all." if limit < total else ""
 
 
 def top_of(curves: Sequence[Curve]) -> float:
-    """Returns the value at which a chart is clipped; infinite if the chart shows all values (see START, SQUEEZED)."""
+    """Return the value at which a chart is clipped; infinite if the chart shows all values (see START, SQUEEZED)."""
     points = [(x, y, curve.is_training) for curve in curves for x, y in finite_points(curve)]
     start = START * max((step for step, _, _ in points), default=0)
     kept = [value for step, value, is_training in points if step > start or not is_training]
@@ -167,37 +167,37 @@ def top_of(curves: Sequence[Curve]) -> float:
 
 
 def finite_points(curve: Curve) -> list[tuple[float, float]]:
-    """Returns the points of a curve whose coordinates are both finite."""
+    """Return the points of a curve whose coordinates are both finite."""
     return [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
 
 
 def _training_losses(run: Run) -> list[Curve]:
-    """Returns the curves of the total training loss and of the loss of each task."""
+    """Return the curves of the total training loss and of the loss of each task."""
     keys = dict.fromkeys(key for point in run.training for key in point.values if key.partition("/")[0] == "loss")
     return [_curve(run, key.partition("/")[2], run.training, key, is_training=True) for key in keys]
 
 
 def _drawable(curves: list[Curve]) -> list[Curve]:
-    """Returns the curves that have points, without the mean over tasks where only one task has the metric."""
+    """Return the curves that have points, without the mean over tasks where only one task has the metric."""
     curves = list(filter(finite_points, curves))
     others = {curve.task for curve in curves} - {MEAN}
     return [curve for curve in curves if curve.task != MEAN or len(others) != 1]
 
 
 def _curve(run: Run, task: str, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
-    """Returns the values of a key over steps."""
+    """Return the values of a key over steps."""
     known = [(point.step, point.values[key]) for point in points if point.step is not None and key in point.values]
     return Curve(run.name, task, is_training, [step for step, _ in known], [value for _, value in known])
 
 
 def _over_time(run: Run, points: list[Point], key: str, *, is_training: bool = False) -> Curve:
-    """Returns the values of a key over the minutes since the run's first record."""
+    """Return the values of a key over the minutes since the run's first record."""
     start = min((point.at for point in (*run.training, *run.evaluations) if point.at is not None), default=0.0)
     known = [(point.at, point.values[key]) for point in points if point.at is not None and key in point.values]
     return Curve(run.name, "", is_training, [(at - start) / 60 for at, _ in known], [value for _, value in known])
 
 
 def _best(metric: str, curves: list[Curve]) -> str:
-    """Returns the best value of a chart with a single curve of evaluations."""
+    """Return the best value of a chart with a single curve of evaluations."""
     evaluated = [curve for curve in curves if not curve.is_training]
     return f"best {best_of(metric, evaluated[0].y):.4f}" if len(evaluated) == 1 else ""

@@ -35,7 +35,7 @@ SMALL, SMALLEST = 8.5, 7
 
 
 def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
-    """Plots the gates of a run as PNG (1280 pixels wide) and SVG.
+    """Plot the gates of a run as PNG (1280 pixels wide) and SVG.
 
     Each level has a panel per gate with the mean weights of its experts and its entropy by epoch, followed by three
     heat maps of the last epoch: how often each expert has the largest weight, the similarity of gates, and the
@@ -71,18 +71,18 @@ def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:
 
 
 def levels_of(run: Run) -> list[tuple[str, tuple[LevelRecord, ...]]]:
-    """Returns each level's history over the records, after a prefix for titles that names one of several levels."""
+    """Return each level's history over the records, after a prefix for titles that names one of several levels."""
     levels = histories([point.values for point in run.gates])
     return [(f"level {number}: " if len(levels) > 1 else "", history) for number, history in enumerate(levels, start=1)]
 
 
 def epochs_of(run: Run) -> list[float]:
-    """Returns the epochs of the run's records on gates."""
+    """Return the epochs of the run's records on gates."""
     return [point.epoch or float(number) for number, point in enumerate(run.gates, start=1)]
 
 
 def draw_gate(axis: Axes, gate: str, history: tuple[LevelRecord, ...], epochs: list[float], level: str) -> None:
-    """Draws stacked bars of the experts' mean weights in a gate by epoch, and a line of the gate's entropy."""
+    """Draw stacked bars of the experts' mean weights in a gate by epoch, and a line of the gate's entropy."""
     _, experts, _ = drawn_members(history[-1])
     bottom = np.zeros(len(epochs))
     for index, expert in enumerate(experts):
@@ -114,13 +114,13 @@ def draw_gate(axis: Axes, gate: str, history: tuple[LevelRecord, ...], epochs: l
 
 
 def pairs(record: LevelRecord, name: str, members: list[str]) -> np.ndarray:
-    """Returns the values of all pairs, [members, members], which are logged once per pair; NaN on the diagonal."""
+    """Return the values of all pairs, [members, members], which are logged once per pair; NaN on the diagonal."""
     values = np.array([[record.get(name, a, b) for b in members] for a in members])
     return np.where(np.isnan(values), values.T, values)
 
 
 def _draw_last(axes: np.ndarray, record: LevelRecord, level: str, when: str) -> None:
-    """Draws the three heat maps of the last epoch."""
+    """Draw the three heat maps of the last epoch."""
     gates, experts, _ = drawn_members(record)
     names = [_short(gate) for gate in gates]
     shares = np.array([[record.get(ARGMAX_SHARE, gate, expert) for expert in experts] for gate in gates])
@@ -138,7 +138,7 @@ def _draw_last(axes: np.ndarray, record: LevelRecord, level: str, when: str) -> 
 
 
 def _draw_map(axis: Axes, values: np.ndarray, rows: list[str], columns: list[str], number_format: str) -> None:
-    """Draws a heat map from white (0) to blue (1), with the values in the cells if they fit."""
+    """Draw a heat map from white (0) to blue (1), with the values in the cells if they fit."""
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     slant: dict[str, Any] = {"rotation": 25, "ha": "right"} if sum(map(len, columns)) > WIDEST_LABELS else {}
     crowded = len(columns) > MAX_CELLS_LABELLED

@@ -15,18 +15,18 @@ ROW_INCHES, FRAME_INCHES = 0.17, 1.2
 
 
 def metric_title(name: str) -> str:
-    """Returns the title of a metric, or its name if this program has no such metric."""
+    """Return the title of a metric, or its name if this program has no such metric."""
     known = metrics_by_name()
     return known[name].title if name in known else on_one_line(name)
 
 
 def chart_inches(task: TaskImportance) -> float:
-    """Returns the height of a task's chart in inches."""
+    """Return the height of a task's chart in inches."""
     return FRAME_INCHES + ROW_INCHES * min(len(task.features), MOST_FEATURES)
 
 
 def draw_importance(axis: Axes, task: TaskImportance) -> None:
-    """Draws the change of the ranking metric by feature with its standard error, the most important feature on top."""
+    """Draw the change of the ranking metric by feature with its standard error, the most important feature on top."""
     ranking = next(iter(task.intact))
     shown = task.features[:MOST_FEATURES]
     for row, feature in enumerate(shown):

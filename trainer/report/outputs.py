@@ -19,17 +19,17 @@ HEAD_BYTES = 1 << 12  # both are within so many bytes from the start
 
 
 def gates_name(number: int, runs: int) -> str:
-    """Returns the file name, without suffix, of the gate plot of one of several runs, counted from 1."""
+    """Return the file name, without suffix, of the gate plot of one of several runs, counted from 1."""
     return "gates" if runs == 1 else f"gates_{number}"
 
 
 def picture_files(folder: Path, name: str) -> list[Path]:
-    """Returns the paths of a picture's files."""
+    """Return the paths of a picture's files."""
     return [folder / f"{name}.png", folder / f"{name}.svg"]
 
 
 def check_inputs_stay(output: Path, folders: Sequence[Path], log_filename: str) -> None:
-    """Checks that no output file of the report is one of its input files.
+    """Check that no output file of the report is one of its input files.
 
     Raises:
         DataError: if two of them are the same; the message names both.
@@ -43,7 +43,7 @@ def check_inputs_stay(output: Path, folders: Sequence[Path], log_filename: str) 
 
 
 def check_report_files(output: Path, runs: Sequence[Run]) -> None:
-    """Checks that the report of these runs would only replace files of an earlier report.
+    """Check that the report of these runs would only replace files of an earlier report.
 
     Raises:
         DataError: if it would replace another file; the message names it.
@@ -56,7 +56,7 @@ def check_report_files(output: Path, runs: Sequence[Run]) -> None:
 
 
 def check_pictures(folder: Path, name: str) -> None:
-    """Checks that a picture would only replace an earlier one.
+    """Check that a picture would only replace an earlier one.
 
     Raises:
         DataError: if it would replace another file; the message names it.
@@ -71,7 +71,7 @@ def _head_contains(path: Path, mark: str) -> bool:
 
 
 def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
-    """Draws the gates of all epochs in the log of a model with gates.
+    """Draw the gates of all epochs in the log of a model with gates.
 
     Failures are only reported: the trained model matters more than its picture.
     """

@@ -79,7 +79,7 @@ class Table(NamedTuple):
 
 
 def write_page(runs: list[Run], path: Path) -> None:
-    """Writes the page of the given runs.
+    """Write the page of the given runs.
 
     Raises:
         OSError: if the file cannot be written.
@@ -88,7 +88,7 @@ def write_page(runs: list[Run], path: Path) -> None:
 
 
 def page(runs: list[Run]) -> str:
-    """Returns the HTML page of a single run, or of several runs side by side."""
+    """Return the HTML page of a single run, or of several runs side by side."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -119,7 +119,7 @@ def _steps_and_epochs(run: Run) -> list[str]:
 
 
 def _learning_curves(runs: list[Run]) -> list[Block]:
-    """Charts of loss and metrics over steps: one per metric for a single run, one per metric and task for several."""
+    """Return charts of loss and metrics over steps: one per metric for one run, one per metric and task for several."""
     charts, note = learning_charts(runs)
     key = Key.of(runs, charts)
     if len(runs) > 1:
@@ -146,7 +146,7 @@ def _calibration(runs: list[Run]) -> list[Block]:
 
 
 def _slices(runs: list[Run]) -> list[Block]:
-    """A table per run, column and task: the metrics of each slice with their standard errors."""
+    """Return a table per run, column and task: the metrics of each slice with their standard errors."""
     blocks: list[Block] = []
     for run in runs:
         tables: dict[str, list[dict[str, Any]]] = {}
@@ -189,7 +189,7 @@ def _charts(charts: Sequence[Chart], key: Key, *texts: str) -> list[Block]:
 
 
 def _metrics(runs: list[Run]) -> list[Block]:
-    """A table of the last values of all metrics: one column per task for a single run, one per run for several."""
+    """Return a table of the last values of all metrics: a column per task for one run, a column per run for several."""
     arrows = {key: ARROWS[direction] for key in metric_keys(runs) if (direction := metric_direction(key))}
     if not arrows:
         return []
@@ -221,7 +221,7 @@ def _last(run: Run, key: str) -> float:
 
 
 def _value(run: Run, key: str, css: str = "") -> Cell:
-    """Returns the cell of a run's metric: the last value, and the best one if it differs."""
+    """Return the cell of a run's metric: the last value, and the best one if it differs."""
     last = _last(run, key)
     if math.isnan(last):
         return Cell(DASH, css="none")
@@ -239,7 +239,7 @@ def _number(value: float) -> str:
 
 
 def _step_breakdown(runs: list[Run]) -> list[Block]:
-    """Bars of the time breakdown of steps, one per training and per benchmark."""
+    """Return bars of the time breakdown of steps, one per training and per benchmark."""
     steps: dict[str, dict[str, float]] = {}
     for run in runs:
         steps |= {f"{run.name}, training": _training_step(run), f"{run.name}, benchmark": _drawable(run.final)}
@@ -259,7 +259,7 @@ def _step_breakdown(runs: list[Run]) -> list[Block]:
 
 
 def _training_step(run: Run) -> dict[str, float]:
-    """Returns the milliseconds per training step by key of BREAKDOWN, as medians over the log records."""
+    """Return the milliseconds per training step by key of BREAKDOWN, as medians over the log records."""
     records = [point.values for point in run.training if "step_ms" in point.values]
     if not records:
         return {}
@@ -272,7 +272,7 @@ def _training_step(run: Run) -> dict[str, float]:
 
 
 def _drawable(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the values of BREAKDOWN that are positive and finite, and can thus be drawn in a bar."""
+    """Return the values of BREAKDOWN that are positive and finite, and can thus be drawn in a bar."""
     return {key: values[key] for key in BREAKDOWN if 0 < values.get(key, 0.0) < math.inf}
 
 
@@ -291,7 +291,7 @@ def _bar(title: str, parts: Mapping[str, float], colors: Mapping[str, str]) -> d
 
 
 def _gates(runs: list[Run]) -> list[Block]:
-    """The gates of each run: their development over epochs, and their state at the last evaluation."""
+    """Return the gates of each run: their development over epochs, and their state at the last evaluation."""
     blocks: list[Block] = []
     for run in runs:
         levels = levels_of(run)
@@ -310,7 +310,7 @@ def _gates(runs: list[Run]) -> list[Block]:
 
 
 def _heatmaps(record: LevelRecord, gates: list[str], experts: list[str], level: str) -> list[Table]:
-    """Returns tables of the last evaluation with cells shaded by value."""
+    """Return tables of the last evaluation with cells shaded by value."""
     weights, shares = (
         [[record.get(name, gate, expert) for expert in experts] for gate in gates] for name in (WEIGHT, ARGMAX_SHARE)
     )
@@ -339,7 +339,7 @@ def _shaded(value: float) -> Cell:
 
 
 def _importance(runs: list[Run]) -> list[Block]:
-    """What permuting each feature does to the metrics: a chart and a table per task."""
+    """Return what permuting each feature does to the metrics: a chart and a table per task."""
     blocks: list[Block] = []
     for run in runs:
         found = run.importance
@@ -366,7 +366,7 @@ def _importance(runs: list[Run]) -> list[Block]:
 
 
 def _effects(task: TaskImportance) -> Table:
-    """Returns the table of all features of a task, the most important one first."""
+    """Return the table of all features of a task, the most important one first."""
     rows: list[list[str | Cell]] = [
         [on_one_line(feature.feature), *(_effect(feature.effects[name]) for name in task.intact)]
         for feature in task.features
@@ -383,7 +383,7 @@ def _effect(effect: Effect) -> Cell:
 
 
 def _configuration(runs: list[Run]) -> list[Block]:
-    """Tables of the flags, with those that differ between runs first."""
+    """Return tables of the flags, with those that differ between runs first."""
     head = ["flag", *(run.name for run in runs)] if len(runs) > 1 else ["flag", "value"]
     names = dict.fromkeys(name for run in runs for name in run.parameters)
     rows = [[f"--{on_one_line(name)}", *(_flag(run, name) for run in runs)] for name in names]

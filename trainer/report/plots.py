@@ -79,7 +79,7 @@ class Key:
 
     @classmethod
     def of(cls, runs: Sequence[Run], charts: Sequence[Chart]) -> "Key":
-        """Returns the key of charts whose curves belong to tasks."""
+        """Return the key of charts whose curves belong to tasks."""
         tasks = dict.fromkeys(curve.task for chart in charts for curve in chart.curves)
         return cls([run.name for run in runs], list(tasks))
 
@@ -90,7 +90,7 @@ class Key:
         return {name: COLORS[index % len(COLORS)] for index, name in enumerate(names)}
 
     def style(self, curve: Curve) -> dict[str, Any]:
-        """Returns the line style of a curve, as arguments of matplotlib's plot."""
+        """Return the line style of a curve, as arguments of matplotlib's plot."""
         several = len(self.runs) > 1
         dash = self.tasks.index(curve.task) if several and len(self.tasks) > 1 else 0
         style = TRAINING_STYLE if curve.is_training else EVALUATION_STYLE
@@ -100,7 +100,7 @@ class Key:
         return style | {"color": color, "linestyle": DASHES[dash % len(DASHES)], "marker": marker}
 
     def handles(self, charts: Sequence[Chart]) -> list[Line2D]:
-        """Returns the legend entries of charts; empty if there is nothing to distinguish."""
+        """Return the legend entries of charts; empty if there is nothing to distinguish."""
         entries = []
         if len(self.colors) > 1:
             entries += [Line2D([], [], color=color, linewidth=4, label=name) for name, color in self.colors.items()]
@@ -118,12 +118,12 @@ class Key:
 
 
 def has_both_kinds(charts: Sequence[Chart]) -> bool:
-    """Returns whether charts have curves of both training and evaluations."""
+    """Return whether charts have curves of both training and evaluations."""
     return len({curve.is_training for chart in charts for curve in chart.curves}) > 1
 
 
 def draw_chart(axis: Axes, chart: Chart, key: Key) -> None:
-    """Draws a chart. The curve with index i gets the identifier `curve_i` in an SVG."""
+    """Draw a chart. The curve with index i gets the identifier `curve_i` in an SVG."""
     for index, curve in enumerate(chart.curves):
         axis.plot(*_averaged(curve), gid=f"curve_{index}", **key.style(curve))
     axis.set_title(chart.title)
@@ -152,7 +152,7 @@ def draw_chart(axis: Axes, chart: Chart, key: Key) -> None:
 
 
 def draw_learning_curves(runs: list[Run], folder: Path) -> list[Path]:
-    """Plots losses and metrics over steps as PNG (1280 pixels wide) and SVG, with all runs in each panel.
+    """Plot losses and metrics over steps as PNG (1280 pixels wide) and SVG, with all runs in each panel.
 
     Returns:
         Paths of the files written; empty if no run has values at steps.
@@ -180,7 +180,7 @@ def draw_learning_curves(runs: list[Run], folder: Path) -> list[Path]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes a figure as PNG and SVG, reproducibly to the byte. Must be called within the STYLE context.
+    """Write a figure as PNG and SVG, reproducibly to the byte. Must be called within the STYLE context.
 
     Raises:
         DataError: if an existing file was not written by this function.
@@ -196,7 +196,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def chart_svg(chart: Chart, key: Key) -> Markup:
-    """Returns a chart as an SVG element for an HTML page, whose markers show their values on hover."""
+    """Return a chart as an SVG element for an HTML page, whose markers show their values on hover."""
     svg = _draw_svg(lambda axis: draw_chart(axis, chart, key), chart.title)
     for index, curve in enumerate(chart.curves):
         name = curve.run if len(key.runs) > 1 else curve.task or curve.run
@@ -207,14 +207,14 @@ def chart_svg(chart: Chart, key: Key) -> Markup:
 
 
 def panel_svg(draw: Callable[[Axes], None], title: str, inches: tuple[float, float] = INLINE_INCHES) -> Markup:
-    """Returns what a function draws on an axis of a given width and height as an SVG element for an HTML page."""
+    """Return what a function draws on an axis of a given width and height as an SVG element for an HTML page."""
     return _to_markup(_draw_svg(draw, title, inches))
 
 
 def _draw_svg(
     draw: Callable[[Axes], None], title: str, inches: tuple[float, float] = INLINE_INCHES
 ) -> ElementTree.Element:
-    """Returns a figure as SVG elements without namespaces and metadata, which HTML does not need."""
+    """Return a figure as SVG elements without namespaces and metadata, which HTML does not need."""
     file = io.BytesIO()
     with matplotlib.rc_context(INLINE_STYLE):
         figure = Figure(figsize=inches, layout="constrained")
@@ -238,7 +238,7 @@ def _to_markup(svg: ElementTree.Element) -> Markup:
 
 
 def _averaged(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
-    """Returns the points of a curve, at most MAX_POINTS; longer curves are replaced by means of neighboring points."""
+    """Return the points of a curve, at most MAX_POINTS; longer curves are replaced by means of neighboring points."""
     stride = -(-len(curve.x) // MAX_POINTS)
     if stride <= 1:
         return curve.x, curve.y
@@ -248,6 +248,6 @@ def _averaged(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def legend_label(label: str) -> str:
-    """Shortens a label, and prevents matplotlib from omitting labels that start with an underscore."""
+    """Shorten a label, and prevent matplotlib from omitting labels that start with an underscore."""
     label = f" {label}" if label.startswith("_") else label
     return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL // 2] + "..." + label[-LONGEST_LABEL // 2 :]

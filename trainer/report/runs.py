@@ -74,7 +74,7 @@ class Run:
 
 
 def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Run:
-    """Reads a run from its results folder; args.json, metrics.json and importance.json complement the log.
+    """Read a run from its results folder; args.json, metrics.json and importance.json complement the log.
 
     Args:
         results_dir: results folder of the run.
@@ -105,13 +105,13 @@ def read_run(results_dir: Path, name: str, log_filename: str = "log.json") -> Ru
 
 
 def metric_keys(runs: list[Run]) -> list[str]:
-    """Returns the keys of all evaluations in order of first appearance, without those that are always NaN."""
+    """Return the keys of all evaluations in order of first appearance, without those that are always NaN."""
     values = [item for run in runs for point in run.evaluations for item in point.values.items()]
     return list(dict.fromkeys(key for key, value in values if not math.isnan(value)))
 
 
 def training_loss(run: Run) -> dict[int, float]:
-    """Returns the mean of the training losses logged since the previous evaluation, by evaluation step."""
+    """Return the mean of the training losses logged since the previous evaluation, by evaluation step."""
     means, first = {}, 0
     for step in (point.step for point in run.evaluations if point.step is not None):
         last = bisect_right(run.training, step, key=lambda point: point.step or 0)
@@ -122,7 +122,7 @@ def training_loss(run: Run) -> dict[int, float]:
 
 
 def on_one_line(name: str) -> str:
-    """Returns a name from a file or path as a single line, without control characters or unencodable characters."""
+    """Return a name from a file or path as a single line, without control characters or unencodable characters."""
     return printable(name).replace("\n", "\\n")
 
 
@@ -147,7 +147,7 @@ def _add_record(run: Run, step: object, data: dict[str, Any], timestamp: object)
 
 
 def _points_for(run: Run, length: int, values: Mapping[str, float]) -> list[Point]:
-    """Returns the list that a record belongs to by the length of its step and by its keys; a new one if to none."""
+    """Return the list that a record belongs to by the length of its step and by its keys; a new one if to none."""
     if length == 2:
         return run.training if "loss" in values else run.measured if MEASURED in values else []
     if length == 1 and values:
@@ -156,7 +156,7 @@ def _points_for(run: Run, length: int, values: Mapping[str, float]) -> list[Poin
 
 
 def _calibration_curves(data: Mapping[str, Any], kind: str) -> dict[str, dict[str, list[float]]]:
-    """Returns the curves of a kind (CURVE or UNCALIBRATED_CURVE) among the values by task; other values are ignored."""
+    """Return the curves of a kind (CURVE or UNCALIBRATED_CURVE) among the values by task; other values are ignored."""
     curves = {}
     for key, curve in data.items():
         name, _, task = key.partition("/")
@@ -171,7 +171,7 @@ def _calibration_curves(data: Mapping[str, Any], kind: str) -> dict[str, dict[st
 
 
 def _slices(records: object) -> list[dict[str, Any]]:
-    """Returns the records of slices that are complete; others are ignored."""
+    """Return the records of slices that are complete; others are ignored."""
     return [
         {
             **{key: on_one_line(record[key]) for key in _SLICE_TEXTS},
@@ -186,12 +186,12 @@ def _slices(records: object) -> list[dict[str, Any]]:
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers among the values, with their keys on one line; null becomes NaN."""
+    """Return the numbers among the values, with their keys on one line; null becomes NaN."""
     return {on_one_line(key): _number(value) for key, value in data.items() if value is None or _is_number(value)}
 
 
 def _number(value: float | None) -> float:
-    """Converts to float64; null and numbers too large for a chart become NaN, as JSON integers have any size."""
+    """Convert to float64; null and numbers too large for a chart become NaN, as JSON integers have any size."""
     return math.nan if value is None or not abs(value) < HUGE else float(value)
 
 

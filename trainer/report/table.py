@@ -15,7 +15,7 @@ GAP = 2  # spaces between columns
 
 
 def curve_table(run: Run) -> str:
-    """Formats one line per evaluation: step, epoch, training loss and metrics; `*` marks the best value of a metric.
+    """Format one line per evaluation: step, epoch, training loss and metrics; `*` marks the best value of a metric.
 
     The training loss is the mean of the values logged since the previous evaluation. Columns that do not fit into
     WIDEST characters continue in another table. A run without evaluations shows its last training records.
@@ -32,7 +32,7 @@ def curve_table(run: Run) -> str:
 
 
 def best_of(key: str, values: Sequence[float]) -> float:
-    """Returns the best of a metric's values; NaN if there are none.
+    """Return the best of a metric's values; NaN if there are none.
 
     For metrics unknown to this program the largest value is the best, except for losses.
     """
@@ -46,7 +46,7 @@ def best_of(key: str, values: Sequence[float]) -> float:
 
 
 def metric_direction(key: str) -> Direction | None:
-    """Returns which values of a key are better; None for a key that is no metric of this program."""
+    """Return which values of a key are better; None for a key that is no metric of this program."""
     try:
         return metric_of(key).direction
     except ValueError:
@@ -54,7 +54,7 @@ def metric_direction(key: str) -> Direction | None:
 
 
 def is_quality(key: str) -> bool:
-    """Returns whether a key measures the quality of the model, not speed or schedule."""
+    """Return whether a key measures the quality of the model, not speed or schedule."""
     return not key.endswith(("_throughput", "_ms", "samples_per_second", "batch_samplesps", "learning_rate"))
 
 
@@ -76,7 +76,7 @@ def _number(key: str, value: float) -> str:
 
 
 def _tables(left: list[list[str]], columns: list[list[str]]) -> list[list[list[str]]]:
-    """Splits the columns into tables of at most WIDEST characters that start with the columns `left`."""
+    """Split the columns into tables of at most WIDEST characters that start with the columns `left`."""
     tables = [list(left)]
     for column in columns:
         if len(tables[-1]) > len(left) and sum(map(_width, [*tables[-1], column])) > WIDEST + GAP:

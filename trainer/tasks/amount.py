@@ -34,7 +34,7 @@ class AmountTask(Task):
 
     @abstractmethod
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes the loss of each row, as `loss` does, in NumPy.
+        """Compute the loss of each row, as `loss` does, in NumPy.
 
         Args:
             logits: [rows, width] float64.
@@ -45,15 +45,15 @@ class AmountTask(Task):
         """
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the amounts, [batch, 1] float32."""
+        """Return the amounts, [batch, 1] float32."""
         return tf.exp(tf.minimum(logits, MAX_LOG))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the amounts, [rows, 1] float64."""
+        """Return the amounts, [rows, 1] float64."""
         return np.exp(np.minimum(logits.astype(np.float64), MAX_LOG))
 
     def create_metric(self, metric: type[Metric], num_auc_thresholds: int) -> Metric:
-        """Creates one of the task's metrics, with the loss or the link that it needs."""
+        """Create one of the task's metrics, with the loss or the link that it needs."""
         if issubclass(metric, AmountLoss):
             return metric(self._losses_of_rows)
         if issubclass(metric, ErrorMetric):
@@ -61,11 +61,11 @@ class AmountTask(Task):
         return super().create_metric(metric, num_auc_thresholds)
 
     def invalid_labels(self, labels: np.ndarray) -> tuple[np.ndarray, str]:
-        """Returns which labels ([rows] bool) are no amounts, and a description of such labels."""
+        """Return which labels ([rows] bool) are no amounts, and a description of such labels."""
         return ~((labels >= 0) & np.isfinite(labels)), "a value that is below 0, or infinite in float32"
 
     def _losses_of_rows(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes the losses of rows, whose only logits may be [rows]; float32 both."""
+        """Compute the losses of rows, whose only logits may be [rows]; float32 both."""
         return self.losses(logits.reshape(-1, self.width).astype(np.float64), labels.astype(np.float64))
 
     def _amounts_of_rows(self, logits: np.ndarray) -> np.ndarray:
@@ -73,10 +73,10 @@ class AmountTask(Task):
 
 
 def bounded_exp(logits: tf.Tensor) -> tf.Tensor:
-    """Returns exp(x), continued by its tangent beyond MAX_LOG: convex, with a gradient that is bounded but not 0."""
+    """Return exp(x), continued by its tangent beyond MAX_LOG: convex, with a gradient that is bounded but not 0."""
     return tf.exp(tf.minimum(logits, MAX_LOG)) * (1 + tf.nn.relu(logits - MAX_LOG))
 
 
 def bounded_exp_float64(logits: np.ndarray) -> np.ndarray:
-    """Returns `bounded_exp` in NumPy, float64."""
+    """Return `bounded_exp` in NumPy, float64."""
     return np.exp(np.minimum(logits, MAX_LOG)) * (1 + np.maximum(logits - MAX_LOG, 0))

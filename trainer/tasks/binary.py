@@ -49,38 +49,38 @@ class BinaryTask(Task):
 
     @classmethod
     def of(cls, label: Feature, given: int | None) -> Self:
-        """Creates the task of a label. `given` is the index of the label that it is given, or None."""
+        """Create the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given, positive_weight=label.positive_weight)
 
     def logit(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the network's logit of label 1, [batch] float32, from its logits, [batch, width] float32."""
+        """Return the network's logit of label 1, [batch] float32, from its logits, [batch, width] float32."""
         return logits[:, 0]
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, [batch] float32. Labels may be any probabilities."""
+        """Compute the loss of each row, [batch] float32. Labels may be any probabilities."""
         return tf.nn.weighted_cross_entropy_with_logits(labels, logits[:, 0], pos_weight=self.positive_weight)
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the probabilities, [batch, 1] float32."""
+        """Return the probabilities, [batch, 1] float32."""
         return tf.math.sigmoid(self.logit_map.in_graph(self.logit(logits)[:, tf.newaxis]))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the probabilities, [rows, 1] float64."""
+        """Return the probabilities, [rows, 1] float64."""
         return probability(self.output_logits(logits))
 
     def output_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the logits of the predicted probabilities."""
+        """Return the logits of the predicted probabilities."""
         return self.logit_map(logits)
 
     def why_undefined(self, rows: int, positive: int) -> str:
-        """Explains that labels are all equal, or equal within each group."""
+        """Explain that labels are all equal, or equal within each group."""
         if positive in (0, rows):
             return f"it is {int(positive > 0)} in all {rows:,} evaluated rows"
         return "no group of evaluated rows has both classes"
 
 
 def with_logit_maps(tasks: Sequence[Task], maps: Mapping[str, LogitMap]) -> tuple[Task, ...]:
-    """Returns tasks whose predictions go through maps, by name of the label; those without a map show their own logits.
+    """Return tasks whose predictions go through maps, by name of the label; those without a map show their own logits.
 
     Raises:
         ValueError: a map is of no binary task.
@@ -95,12 +95,12 @@ def with_logit_maps(tasks: Sequence[Task], maps: Mapping[str, LogitMap]) -> tupl
 
 
 def logit_maps_of(tasks: Sequence[Task]) -> dict[str, LogitMap]:
-    """Returns the maps of `with_logit_maps` that change something, by name of the label."""
+    """Return the maps of `with_logit_maps` that change something, by name of the label."""
     binary = [task for task in tasks if isinstance(task, BinaryTask)]
     return {task.name: task.logit_map for task in binary if not task.logit_map.is_identity}
 
 
 def without_calibrators(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Returns tasks whose predictions are shifted as before, but not calibrated."""
+    """Return tasks whose predictions are shifted as before, but not calibrated."""
     shifts = {name: replace(one, calibrator=None) for name, one in logit_maps_of(tasks).items()}
     return with_logit_maps(tasks, shifts)

@@ -20,12 +20,12 @@ LEAST_GAIN = 1e-12  # decrease of the mean loss, in nats, that ends Newton's met
 
 
 def fit_platt(rows: Rows, comm: Collectives) -> Platt:
-    """Fits a line in the logit by maximum likelihood. A collective.
+    """Fit a line in the logit by maximum likelihood. A collective.
 
     The targets are Platt's: (n1 + 1) / (n1 + 2) and 1 / (n0 + 2) for n1 positive and n0 negative rows, so that
     separable rows have a finite optimum. The weighted loss is convex and minimized by Newton's method with backtracking
     (Lin, Lin and Weng, "A note on Platt's probabilistic outputs for support vector machines", Machine Learning 2007),
-    in float64 sums over all workers; takes a fixed amount of memory.
+    in float64 sums over all workers; it takes a fixed amount of memory.
 
     Args:
         rows: this worker's rows, as metrics get them. Over all workers there are positive and negative ones.
@@ -58,7 +58,7 @@ def fit_platt(rows: Rows, comm: Collectives) -> Platt:
 def _platt_sums(
     line: np.ndarray, targets: tuple[float, float], rows: Rows, comm: Collectives
 ) -> tuple[float, np.ndarray, np.ndarray, float]:
-    """Returns loss, gradient [2] and Hessian [2, 2] of a line, and the sum of weights, over all workers' rows."""
+    """Return loss, gradient [2] and Hessian [2, 2] of a line, and the sum of weights, over all workers' rows."""
     sums = np.zeros(7)
     for block in blocks(rows):
         scores, weights = block.logits.astype(np.float64), block.weights.astype(np.float64)
@@ -81,7 +81,7 @@ def _mean_target(targets: tuple[float, float], rows: Rows, comm: Collectives) ->
 
 
 def fit_isotonic(rows: Rows, comm: Collectives) -> Isotonic:
-    """Fits the best non-decreasing function of the logit: pool adjacent violators on the table of scores. A collective.
+    """Fit the best non-decreasing function of the logit: pool adjacent violators on the table of scores. A collective.
 
     The regression (Zadrozny and Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates",
     KDD 2002) is exact over all workers, up to the rounding of float64 sums. Each pools its own range of scores; as the
@@ -112,7 +112,7 @@ def fit_isotonic(rows: Rows, comm: Collectives) -> Isotonic:
 
 
 def _pooled(lines: np.ndarray) -> np.ndarray:
-    """Sums adjacent lines until the share of positives strictly increases.
+    """Sum adjacent lines until the share of positives strictly increases.
 
     Args:
         lines: weights of positive and of negative rows first, [lines, columns] float64, by increasing score.

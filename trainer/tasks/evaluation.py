@@ -25,18 +25,18 @@ _SCORED_ROWS = 1 << 18  # scored at once, which bounds the memory of predictions
 
 
 def metrics_by_name() -> dict[str, type[Metric]]:
-    """Returns the metrics of all task types by name; of several with the same name, the last."""
+    """Return the metrics of all task types by name; of several with the same name, the last."""
     return {metric.name: metric for name in TASK_TYPES for metric in task_type(name).metrics}
 
 
 def headline_metrics() -> list[str]:
-    """Returns the names of the metrics that sum up an evaluation, the most important one first."""
+    """Return the names of the metrics that sum up an evaluation, the most important one first."""
     known = metrics_by_name()
     return sorted((name for name in known if known[name].headline), key=lambda name: -known[name].headline)
 
 
 def metric_of(key: str) -> Metric | type[Metric]:
-    """Returns the metric of a logged key: NAME, NAME/TASK, NAME/TASK+TASK, NAME/score or NAME/mean.
+    """Return the metric of a logged key: NAME, NAME/TASK, NAME/TASK+TASK, NAME/score or NAME/mean.
 
     Raises:
         ValueError: no metric has that name.
@@ -50,7 +50,7 @@ def metric_of(key: str) -> Metric | type[Metric]:
 
 
 def is_better(key: str, new: float, old: float | None) -> bool:
-    """Returns whether `new` is strictly better than `old` (None: no value yet) for a logged key. NaN never is.
+    """Return whether `new` is strictly better than `old` (None: no value yet) for a logged key. NaN never is.
 
     Raises:
         ValueError: no metric has that name.
@@ -72,7 +72,7 @@ class RowStore:
     def __init__(
         self, tasks: Sequence[Task], *, with_group: bool, slices: Sequence[str] = (), numbers: int = 0
     ) -> None:
-        """Creates an empty store."""
+        """Create an empty store."""
         self._columns = logit_columns(tasks)
         self._logits = GrowingArray(np.float32, sum(task.width for task in tasks))
         self._labels = GrowingArray(np.float32, len(tasks))
@@ -90,7 +90,7 @@ class RowStore:
         slices: Sequence[np.ndarray] = (),
         numbers: np.ndarray | None = None,
     ) -> None:
-        """Adds the rows whose weight is not 0.
+        """Add the rows whose weight is not 0.
 
         Args:
             logits: [batch, sum of widths].
@@ -120,7 +120,7 @@ class RowStore:
             column.append(values[counts])
 
     def task(self, index: int) -> Rows:
-        """Returns the rows of one task, as views."""
+        """Return the rows of one task, as views."""
         group = None if self._group is None else self._group.rows
         logits = self._logits.rows[:, self._columns[index]]
         if logits.shape[1] == 1:
@@ -128,7 +128,7 @@ class RowStore:
         return Rows(logits, self._labels.rows[:, index], self._weights.rows, group)
 
     def scores(self, tasks: Sequence[Task], score: Score) -> np.ndarray:
-        """Returns the scores of all rows, [rows] float32: finite, or NaN where the score is undefined."""
+        """Return the scores of all rows, [rows] float32: finite, or NaN where the score is undefined."""
         found = [np.empty(0, np.float32)]
         for start in range(0, len(self), _SCORED_ROWS):
             block = slice(start, start + _SCORED_ROWS)
@@ -137,7 +137,7 @@ class RowStore:
         return np.concatenate(found)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self._weights)
 
 
@@ -212,7 +212,7 @@ class Evaluation:
         score: Score | None = None,
         score_label: str | None = None,
     ) -> None:
-        """Creates an evaluation without rows.
+        """Create an evaluation without rows.
 
         Args:
             tasks: one per label column passed to `update`.
@@ -251,7 +251,7 @@ class Evaluation:
         self.reset()
 
     def _measured_by_score(self, label: str | None) -> dict[str, _Measured]:
-        """Returns what the score is measured by, under its name; nothing without a binary task."""
+        """Return what the score is measured by, under its name; nothing without a binary task."""
         names = [name for name in (label, *(task.name for task in self.tasks if task.is_binary)) if name]
         if not names:
             return {}
@@ -266,7 +266,7 @@ class Evaluation:
         return tuple(self._by_key(unknown))
 
     def reset(self) -> None:
-        """Discards all rows."""
+        """Discard all rows."""
         numbers = 0 if self._score is None else len(self._score.numerical)
         self._store = RowStore(self.tasks, with_group=self._with_group, slices=self._slice_columns, numbers=numbers)
 
@@ -279,7 +279,7 @@ class Evaluation:
         slices: Sequence[np.ndarray] = (),
         numerical: np.ndarray | None = None,
     ) -> None:
-        """Adds a batch. Rows of weight 0 are dropped.
+        """Add a batch. Rows of weight 0 are dropped.
 
         A row is left out for a task if its label is missing (NaN) or if it lies outside the task's sample space
         (`given`). It counts for a joint event if the joint label is known: 0 wherever the label of a given task is 0.
@@ -299,7 +299,7 @@ class Evaluation:
         self._store.append(logits, restrict_to_sample_space(labels, self.tasks), weights, group, slices, numbers)
 
     def result(self, comm: Collectives) -> dict[str, float]:
-        """Computes the metrics over the rows of all workers, equal on all of them. A collective.
+        """Compute the metrics over the rows of all workers, equal on all of them. A collective.
 
         Returns:
             NAME -> value for one task. For several: NAME/TASK for each task that has the metric, NAME/TASK+TASK for
@@ -345,7 +345,7 @@ class Evaluation:
         counts: "_Counts",
         comm: Collectives,
     ) -> tuple[dict[str, float], list[str]]:
-        """Computes the metrics of the score, and why some have no value. A collective."""
+        """Compute the metrics of the score, and why some have no value. A collective."""
         rows = self._rows(chain, scores=scores)
         unknown = comm.sum_array(np.array([np.isnan(rows.logits).sum()], np.int64)).item()
         if unknown:
@@ -363,7 +363,7 @@ class Evaluation:
     def _slice(
         self, column: str, value: str, name: str, mask: np.ndarray, scores: np.ndarray | None, comm: Collectives
     ) -> SliceResult:
-        """Computes all metrics of a task, joint event or score on the rows in `mask`, [rows] bool. A collective."""
+        """Compute all metrics of a task, joint event or score on the rows in `mask`, [rows] bool. A collective."""
         task, chain, metrics, by_score = self._measured[name]
         rows = self._rows(chain, mask, scores if by_score else None)
         if not by_score:
@@ -383,9 +383,9 @@ class Evaluation:
         return SliceResult(column, value, name, count, positives if task.is_binary else None, values, errors)
 
     def binary_rows(self, comm: Collectives) -> Iterator[tuple[str, Rows]]:
-        """Yields the name of each binary task and this worker's rows of it, with the logits of its predictions.
+        """Yield the name of each binary task and this worker's rows of it, with the logits of its predictions.
 
-        A collective. Raises the errors of `result`, and a DataError for a task without positive or negative rows.
+        A collective. Raise the errors of `result`, and a DataError for a task without positive or negative rows.
         """
         for index, task in enumerate(self.tasks):
             if task.is_binary:
@@ -402,7 +402,7 @@ class Evaluation:
         return curve if len(self.tasks) == 1 else f"{curve}/{name}"
 
     def _rows(self, chain: tuple[int, ...], mask: np.ndarray | None = None, scores: np.ndarray | None = None) -> Rows:
-        """Returns the rows that count for a task or joint event; for the latter in the format of joint_rows.
+        """Return the rows that count for a task or joint event; for the latter in the format of joint_rows.
 
         Args:
             chain: positions of the tasks of the joint event; a single one for a task by itself.
@@ -419,7 +419,7 @@ class Evaluation:
         return rows.select(~np.isnan(rows.labels))
 
     def _by_key(self, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """Arranges the values by name and metric under the keys that are logged."""
+        """Arrange the values by name and metric under the keys that are logged."""
         if len(self.tasks) == 1:
             of_score = {f"{key}/{SCORE}": value for key, value in values.get(SCORE, {}).items()}
             return {**values[self.tasks[0].name], **of_score}
@@ -434,7 +434,7 @@ class Evaluation:
 
 
 def _predicted(tasks: Sequence[Task], rows: Rows) -> Rows:
-    """Returns rows with the logits of predictions instead of the network's, of a task or of a chain's joint event."""
+    """Return rows with the logits of predictions instead of the network's, of a task or of a chain's joint event."""
     if len(tasks) == 1:
         return rows._replace(logits=tasks[0].output_logits(rows.logits))
     columns = zip(tasks, rows.logits.T, strict=True)
@@ -445,7 +445,7 @@ def _predicted(tasks: Sequence[Task], rows: Rows) -> Rows:
 def _measure(
     task: Task, metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
 ) -> tuple[dict[str, float], CalibrationCurve | None]:
-    """Computes all metrics of some rows, and a binary task's calibration curve."""
+    """Compute all metrics of some rows, and a binary task's calibration curve."""
     values, curve = _measure_by_table(metrics, rows, comm) if task.is_binary else ({}, None)
     others = {key: metric for key, metric in metrics.items() if key not in values}
     values |= _measure_by_ranks(others, rows, comm)
@@ -455,7 +455,7 @@ def _measure(
 def _measure_by_table(
     metrics: Mapping[str, Metric], rows: Rows, comm: Collectives
 ) -> tuple[dict[str, float], CalibrationCurve]:
-    """Computes the metrics of the score table and the curve; the table is freed before others need memory."""
+    """Compute the metrics of the score table and the curve; the table is freed before others need memory."""
     table = score_table(rows, comm)
     by_table = {key: metric for key, metric in metrics.items() if isinstance(metric, ScoreMetric)}
     values = {key: metric.of_table(table, rows, comm) for key, metric in by_table.items()}
@@ -463,7 +463,7 @@ def _measure_by_table(
 
 
 def _measure_by_ranks(metrics: Mapping[str, Metric], rows: Rows, comm: Collectives) -> dict[str, float]:
-    """Computes metrics that do not share a score table; those of the first ranks of groups share the ranked rows."""
+    """Compute metrics that do not share a score table; those of the first ranks of groups share the ranked rows."""
     ranking = {key: metric for key, metric in metrics.items() if isinstance(metric, RankingMetric)}
     values: dict[str, float] = {}
     if ranking:
@@ -481,7 +481,7 @@ class _Counts(NamedTuple):
 
 
 def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) -> str:
-    """Explains why metrics of a task have no value."""
+    """Explain why metrics of a task have no value."""
     why = "no evaluated row counts for it (its label is missing, or the row is outside its sample space)"
     if counts.rows:
         why = task.why_undefined(counts.rows, counts.positive)
@@ -489,7 +489,7 @@ def _why_undefined(name: str, task: Task, counts: _Counts, keys: Sequence[str]) 
 
 
 def _check_rows(name: str, task: Task, rows: Rows, comm: Collectives) -> _Counts:
-    """Raises the errors of Evaluation.result, on all workers together so that none is left waiting in a collective."""
+    """Raise the errors of Evaluation.result, on all workers together so that none is left waiting in a collective."""
     is_wrong_label, wrong_label = task.invalid_labels(rows.labels)
     faults = (
         ~np.atleast_2d(np.isfinite(rows.logits).T).all(axis=0),

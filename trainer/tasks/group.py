@@ -23,7 +23,7 @@ class GroupTask(BinaryTask):
 
     @abstractmethod
     def group_loss(self, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, which takes the place of `loss`.
+        """Compute the loss of each row, which takes the place of `loss`.
 
         Args:
             logits: [batch, width] float32.
@@ -37,12 +37,12 @@ class GroupTask(BinaryTask):
 
 
 def group_labels(spec: FeatureSpec) -> list[Feature]:
-    """Returns the labels of a specification that are learned by comparing the rows of a group."""
+    """Return the labels of a specification that are learned by comparing the rows of a group."""
     return [label for label in spec.labels if issubclass(task_type(label.task), GroupTask)]
 
 
 def log_shares(scores: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    """Returns log(w_i exp(s_i) / sum over the rows j of its group of w_j exp(s_j)), [batch] float32, at most 0.
+    """Return log(w_i exp(s_i) / sum over the rows j of its group of w_j exp(s_j)), [batch] float32, at most 0.
 
     Args:
         scores: s, [batch] float32.

@@ -8,7 +8,7 @@ from trainer.metrics.rows import Rows, as_logits
 
 
 def joint_rows(parts: Sequence[Rows]) -> Rows:
-    """Returns the rows with the label of the joint event, and the conditional logits side by side.
+    """Return the rows with the label of the joint event, and the conditional logits side by side.
 
     Args:
         parts: the same rows of a chain of binary tasks, each given the one before it; labels are NaN outside a task's
@@ -25,7 +25,7 @@ def joint_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def joint_logits(logits: np.ndarray) -> np.ndarray:
-    """Returns the logits of the product of probabilities, [rows] float32, finite, rounded once from float64.
+    """Return the logits of the product of probabilities, [rows] float32, finite, rounded once from float64.
 
     1 / (p q) - 1 = a + b + a b with the odds against, a = (1 - p) / p = exp(-logit of p) and b likewise: a sum of
     positive numbers, without cancellation. `trainer.tasks.losses` has the TensorFlow version.

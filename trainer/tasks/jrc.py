@@ -37,11 +37,11 @@ class JrcTask(GroupTask):
         return 1
 
     def logit(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the logit of label 1 against label 0, [batch] float32."""
+        """Return the logit of label 1 against label 0, [batch] float32."""
         return logits[:, 1] - logits[:, 0]
 
     def group_loss(self, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, [batch] float32."""
+        """Compute the loss of each row, [batch] float32."""
         logit = self.logit(logits)
         calibration = tf.math.softplus(tf.where(labels > 0, -logit, logit))
         of_zero, of_one = (log_shares(scores, weights, groups) for scores in tf.unstack(logits, axis=1))
@@ -49,9 +49,9 @@ class JrcTask(GroupTask):
         return CALIBRATION_SHARE * calibration + (1 - CALIBRATION_SHARE) * ranking
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the probabilities, [rows, 1] float64."""
+        """Return the probabilities, [rows, 1] float64."""
         return probability(self.output_logits(logits))[:, np.newaxis]
 
     def output_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the logits of the predicted probabilities, [rows] float32, from [rows, 2]."""
+        """Return the logits of the predicted probabilities, [rows] float32, from [rows, 2]."""
         return self.logit_map(as_logits(logits[:, 1].astype(np.float64) - logits[:, 0]))

@@ -20,5 +20,5 @@ class ListwiseTask(GroupTask):
     """
 
     def group_loss(self, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, [batch] float32."""
+        """Compute the loss of each row, [batch] float32."""
         return tf.where(labels > 0, -log_shares(logits[:, 0], weights, groups), 0.0)

@@ -21,17 +21,17 @@ class Log1pTask(AmountTask):
     uncertainty_factor = 0.5
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the squared error of each row on the logarithmic scale, [batch] float32."""
+        """Compute the squared error of each row on the logarithmic scale, [batch] float32."""
         return tf.math.squared_difference(logits[:, 0], tf.math.log1p(labels))
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes the squared error of each row on the logarithmic scale, [rows] float64."""
+        """Compute the squared error of each row on the logarithmic scale, [rows] float64."""
         return np.square(logits[:, 0] - np.log1p(labels))
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the amounts, [batch, 1] float32."""
+        """Return the amounts, [batch, 1] float32."""
         return super().activation(logits) - 1  # ONNX has no expm1
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the amounts, [rows, 1] float64."""
+        """Return the amounts, [rows, 1] float64."""
         return np.expm1(np.minimum(logits.astype(np.float64), MAX_LOG))

@@ -40,11 +40,11 @@ class Platt:
             raise ValueError(f"slope is {self.slope}, expected at least 0")
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Maps logits, [...] float64 both."""
+        """Map logits, [...] float64 both."""
         return self.slope * logits + self.intercept
 
     def in_graph(self, logits: tf.Tensor) -> tf.Tensor:
-        """Maps logits, [...] float32 both."""
+        """Map logits, [...] float32 both."""
         return self.slope * logits + self.intercept
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ class Isotonic:
             raise ValueError("the scores of an isotonic map do not increase, or its logits decrease")
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Maps logits, [...] float64 both."""
+        """Map logits, [...] float64 both."""
         beyond = np.minimum(logits - self.scores[0], 0) + np.maximum(logits - self.scores[-1], 0)
         return np.interp(logits, self.scores, self.logits) + END_SLOPE * beyond
 
     def in_graph(self, logits: tf.Tensor) -> tf.Tensor:
-        """Maps logits, [...] float32 both.
+        """Map logits, [...] float32 both.
 
         A binary search of gathers and comparisons, which every format can represent: ONNX has no operator that finds
         the place of a number among sorted ones.
@@ -121,14 +121,14 @@ class LogitMap:
         return self == LogitMap()
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Maps logits, [...] float32 both, rounded once from float64."""
+        """Map logits, [...] float32 both, rounded once from float64."""
         if self.is_identity:
             return logits
         mapped = logits.astype(np.float64) + self.shift
         return as_logits(mapped if self.calibrator is None else self.calibrator(mapped))
 
     def in_graph(self, logits: tf.Tensor) -> tf.Tensor:
-        """Maps logits, [...] float32 both."""
+        """Map logits, [...] float32 both."""
         shifted = logits + self.shift if self.shift else logits
         return shifted if self.calibrator is None else self.calibrator.in_graph(shifted)
 
@@ -138,5 +138,5 @@ class LogitMap:
 
 
 def described(maps: Mapping[str, LogitMap]) -> str:
-    """Returns a line on the maps that change something, by label; empty if none does."""
+    """Return a line on the maps that change something, by label; empty if none does."""
     return "; ".join(f"{label}: {one}" for label, one in maps.items() if not one.is_identity)

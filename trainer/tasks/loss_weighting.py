@@ -44,15 +44,15 @@ class LossWeighting:
 
     @classmethod
     def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
-        """Creates the method with the flags, of which most methods use none but the seed."""
+        """Create the method with the flags, of which most methods use none but the seed."""
         return cls(tasks, options.seed)
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
+        """Return the tasks' factors in a step (from 1), [tasks] float32; they are not differentiated."""
         return self.loss_weights
 
     def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
-        """Computes this worker's share of the loss, scalar float32.
+        """Compute this worker's share of the loss, scalar float32.
 
         Args:
             shares: [tasks] float32, this worker's shares of the mean losses.
@@ -63,7 +63,7 @@ class LossWeighting:
         return tf.reduce_sum(factors * shares)
 
     def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
-        """Processes the tasks' gradients when a step is applied.
+        """Process the tasks' gradients when a step is applied.
 
         Args:
             gradients: [tasks, values] float32, gradient of every L_k over the global batch with respect to the shared
@@ -77,10 +77,10 @@ class LossWeighting:
         return None
 
     def end_epoch(self, losses: Sequence[float]) -> None:
-        """Records the mean loss of each task over the epoch, which is the same on every worker."""
+        """Record the mean loss of each task over the epoch, which is the same on every worker."""
 
     def _seed_of(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns a seed that depends on nothing else: equal on all workers, and reproduced by a resumed run."""
+        """Return a seed that depends on nothing else: equal on all workers, and reproduced by a resumed run."""
         return tf.stack([tf.constant(self._seed), tf.cast(step, tf.int32)])
 
 
@@ -98,7 +98,7 @@ class Uncertainty(LossWeighting):
         self.weights = {"loss_log_variance": tf.Variable(tf.zeros(len(tasks)))}
 
     def total(self, shares: tf.Tensor, weights: dict[str, tf.Tensor], factors: tf.Tensor, workers: int) -> tf.Tensor:
-        """Returns this worker's share of the weighted losses and of the terms s_k / 2."""
+        """Return this worker's share of the weighted losses and of the terms s_k / 2."""
         variance = tf.clip_by_value(weights["loss_log_variance"], -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         # Every worker has the same s_k / 2, so each adds its 1 / workers of it.
         return tf.reduce_sum(factors * (self._scales * tf.exp(-variance) * shares + variance / 2 / workers))
@@ -111,7 +111,7 @@ class RandomWeights(LossWeighting):
     """
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Draws the factors of a step."""
+        """Draw the factors of a step."""
         tasks = self.loss_weights.shape[0]
         normal = tf.random.stateless_normal([tasks], seed=self._seed_of(step))
         return tasks * tf.nn.softmax(normal) * self.loss_weights
@@ -130,14 +130,14 @@ class DynamicWeightAverage(LossWeighting):
         self.state = {name: tf.Variable(tf.fill([len(tasks)], math.nan), trainable=False) for name in names}
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the factors, which change with every epoch."""
+        """Return the factors, which change with every epoch."""
         ratio = self.state["loss_last_epoch"] / self.state["loss_epoch_before"]
         # Losses are NaN before the first epochs have ended, and a loss of 0 gives an infinite ratio.
         ratio = tf.where(tf.math.is_finite(ratio), ratio, 1.0)
         return ratio.shape[0] * tf.nn.softmax(ratio / DWA_TEMPERATURE) * self.loss_weights
 
     def end_epoch(self, losses: Sequence[float]) -> None:
-        """Shifts the losses by one epoch and records those of the last one."""
+        """Shift the losses by one epoch and record those of the last one."""
         self.state["loss_epoch_before"].assign(self.state["loss_last_epoch"])
         self.state["loss_last_epoch"].assign(tf.constant(losses, tf.float32))
 
@@ -168,15 +168,15 @@ class GradNorm(LossWeighting):
 
     @classmethod
     def from_options(cls, tasks: Sequence[Task], options: TrainingOptions) -> Self:
-        """Creates the method with --gradnorm_alpha."""
+        """Create the method with --gradnorm_alpha."""
         return cls(tasks, options.seed, options.gradnorm_alpha)
 
     def factors(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the factors v_k w_k."""
+        """Return the factors v_k w_k."""
         return self.state["gradnorm_weights"] * self.loss_weights
 
     def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
-        """Updates the v_k from the tasks' gradients; keeps the gradient of the sum."""
+        """Update the v_k from the tasks' gradients; keep the gradient of the sum."""
         weights, first = self.state["gradnorm_weights"], self.state["gradnorm_first_losses"]
         # A task without a row in the global batch has a loss of 0.
         here = losses > 0
@@ -208,7 +208,7 @@ class PCGrad(LossWeighting):
     wants = "all"
 
     def combine(self, gradients: tf.Tensor, losses: tf.Tensor, step: tf.Tensor) -> tf.Tensor | None:
-        """Returns the sum of the projected gradients, [values] float32."""
+        """Return the sum of the projected gradients, [values] float32."""
         own = gradients * self.loss_weights[:, tf.newaxis]  # [tasks, values]
         tasks = own.shape[0]
         draws = tf.random.stateless_uniform([tasks, tasks], self._seed_of(step))
@@ -218,7 +218,7 @@ class PCGrad(LossWeighting):
 
 
 def project(products: tf.Tensor, orders: tf.Tensor) -> tf.Tensor:
-    """Computes PCGrad's projections as linear combinations of the tasks' gradients.
+    """Compute PCGrad's projections as linear combinations of the tasks' gradients.
 
     Args:
         products: [tasks, tasks] float32, the scalar products g_i . g_j.

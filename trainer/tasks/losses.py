@@ -7,7 +7,7 @@ from trainer.tasks.task import Task, joint_chains, logit_columns
 
 
 def row_weights(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Returns the weight of each row for each task, [batch, tasks] float32.
+    """Return the weight of each row for each task, [batch, tasks] float32.
 
     This is the row's sample weight, or 0 where the label is NaN.
 
@@ -26,7 +26,7 @@ def task_losses(
     tasks: tuple[Task, ...],
     groups: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Returns this worker's share of each task's mean loss, [tasks] float32.
+    """Return this worker's share of each task's mean loss, [tasks] float32.
 
     The shares of all workers add up to the mean over their rows. Each task defines the loss of a row.
 
@@ -56,7 +56,7 @@ def task_losses(
 
 
 def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Replaces conditional logits by those of the joint event "this label and all labels that it is given".
+    """Replace conditional logits by those of the joint event "this label and all labels that it is given".
 
     With the odds against, a = (1 - p) / p = exp(-logit(p)) and b likewise for q, the odds against both events are
     1 / (p q) - 1 = a + b + a b: a sum of positive numbers, free of cancellation. `trainer.tasks.joint` does the same
@@ -81,7 +81,7 @@ def joint_logits(logits: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
 
 
 def joint_labels(labels: tf.Tensor, tasks: tuple[Task, ...]) -> tf.Tensor:
-    """Returns the labels of the events of `joint_logits`, which are defined on all rows.
+    """Return the labels of the events of `joint_logits`, which are defined on all rows.
 
     Args:
         labels: labels, [batch, tasks] float32; NaN outside the sample space of a task and where a label is missing.

@@ -26,7 +26,7 @@ class MulticlassTask(Task):
 
     @classmethod
     def of(cls, label: Feature, given: int | None) -> Self:
-        """Creates the task of a label. `given` is the index of the label that it is given, or None."""
+        """Create the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given, num_classes=label.cardinality or 0)
 
     @property
@@ -35,19 +35,19 @@ class MulticlassTask(Task):
         return self.num_classes
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, [batch] float32."""
+        """Compute the loss of each row, [batch] float32."""
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.cast(labels, tf.int32), logits=logits)
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the probabilities of the classes, [batch, classes] float32."""
+        """Return the probabilities of the classes, [batch, classes] float32."""
         return tf.nn.softmax(logits)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of the classes, [rows, classes] float64."""
+        """Return the probabilities of the classes, [rows, classes] float64."""
         # Subtracting the row's maximum prevents overflow and leaves the quotient unchanged.
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def why_undefined(self, rows: int, positive: int) -> str:
-        """Explains that there is only one class."""
+        """Explain that there is only one class."""
         return f"it is one class in all {rows:,} evaluated rows"

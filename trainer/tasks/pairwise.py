@@ -22,14 +22,14 @@ class PairwiseTask(GroupTask):
     """
 
     def group_loss(self, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row, [batch] float32."""
+        """Compute the loss of each row, [batch] float32."""
         return mean_pair_loss(logits[:, 0], labels, weights, groups)
 
 
 def mean_pair_loss(scores: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    """Computes the loss of each row, [batch] float32, differentiable in the scores.
+    """Compute the loss of each row, [batch] float32, differentiable in the scores.
 
-    Takes memory for some columns of the batch, and time for it times the rows of its largest group.
+    It takes memory for some columns of the batch, and time for it times the rows of its largest group.
 
     Args:
         scores: [batch] float32.
@@ -45,7 +45,7 @@ def mean_pair_loss(scores: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, gro
     share = tf.where(labels > 0, tf.math.divide_no_nan(1.0, of_group), 0.0)
 
     def sum_over_group(term: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        """Sums what `term` returns for the partner of each row, over all rows of its group as partners."""
+        """Sum what `term` returns for the partner of each row, over all rows of its group as partners."""
 
         def add(offset: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             partners = tf.clip_by_value(places + offset, 0, rows - 1)

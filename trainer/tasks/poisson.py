@@ -21,11 +21,11 @@ class PoissonTask(AmountTask):
     """
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes half the deviance of each row, [batch] float32."""
+        """Compute half the deviance of each row, [batch] float32."""
         best = tf.math.xlogy(labels, labels) - labels
         return bounded_exp(logits[:, 0]) - labels * logits[:, 0] + best
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes half the deviance of each row, [rows] float64."""
+        """Compute half the deviance of each row, [rows] float64."""
         best = labels * np.log(np.where(labels > 0, labels, 1)) - labels
         return bounded_exp_float64(logits[:, 0]) - labels * logits[:, 0] + best

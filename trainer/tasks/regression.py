@@ -21,13 +21,13 @@ class RegressionTask(Task):
     uncertainty_factor = 0.5
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the squared error of each row, [batch] float32."""
+        """Compute the squared error of each row, [batch] float32."""
         return tf.math.squared_difference(logits[:, 0], labels)
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the values, [batch, 1] float32."""
+        """Return the values, [batch, 1] float32."""
         return tf.identity(logits)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the values, [rows, 1] float64."""
+        """Return the values, [rows, 1] float64."""
         return logits.astype(np.float64)

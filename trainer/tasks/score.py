@@ -63,7 +63,7 @@ class Score:
 
     @classmethod
     def of(cls, spec: FeatureSpec) -> Score | None:
-        """Returns the score of a specification, whose tasks are those of `tasks_of`; None if it has none."""
+        """Return the score of a specification, whose tasks are those of `tasks_of`; None if it has none."""
         if spec.score is None:
             return None
         formula = parse_formula(spec.score)
@@ -75,7 +75,7 @@ class Score:
         return cls(formula, tasks, numerical)
 
     def numbers(self, numerical: Any) -> np.ndarray:
-        """Returns the numbers that the formula reads, [rows, numbers] float32.
+        """Return the numbers that the formula reads, [rows, numbers] float32.
 
         Args:
             numerical: the numerical features of a batch, [rows, numerical] float32.
@@ -83,7 +83,7 @@ class Score:
         return np.asarray(numerical)[:, list(self.numerical.values())]
 
     def __call__(self, predictions: Sequence[np.ndarray], numbers: np.ndarray) -> np.ndarray:
-        """Computes the score of rows.
+        """Compute the score of rows.
 
         Args:
             predictions: predictions of each task, [rows, width] each.
@@ -98,7 +98,7 @@ class Score:
             return self.formula.evaluate(values, np.float32, _OF_ARRAYS)
 
     def in_graph(self, predictions: Sequence[tf.Tensor], numerical: tf.Tensor) -> tf.Tensor:
-        """Computes the score of rows, [batch, 1] float32, as `__call__` does.
+        """Compute the score of rows, [batch, 1] float32, as `__call__` does.
 
         Args:
             predictions: predictions of each task, [batch, width] float32 each.
@@ -111,7 +111,7 @@ class Score:
 
 
 def with_score(spec: FeatureSpec, formula: str | None) -> FeatureSpec:
-    """Returns a specification with the formula of --score as its score, or unchanged without one.
+    """Return a specification with the formula of --score as its score, or unchanged without one.
 
     Raises:
         DataError: if the formula is malformed, or names what it cannot read.
@@ -130,7 +130,7 @@ def with_score(spec: FeatureSpec, formula: str | None) -> FeatureSpec:
 def predicted(
     tasks: Sequence[Task], score: Score | None, logits: np.ndarray, numbers: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Converts logits to the named outputs of a model.
+    """Convert logits to the named outputs of a model.
 
     Args:
         tasks: the tasks.
@@ -149,7 +149,7 @@ def predicted(
 def predicted_in_graph(
     tasks: Sequence[Task], score: Score | None, logits: tf.Tensor, numerical: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Converts logits to the named outputs of an exported model, as `predicted` does.
+    """Convert logits to the named outputs of an exported model, as `predicted` does.
 
     Args:
         tasks: the tasks.

@@ -27,7 +27,7 @@ from trainer.config import TrainingOptions
 def logit_shifts(
     spec: FeatureSpec, mapping: str, options: TrainingOptions, *, trains_joint_probabilities: bool
 ) -> dict[str, float]:
-    """Returns what training on a mapping has to add to the logits in every output, by name of the labels concerned.
+    """Return what training on a mapping has to add to the logits in every output, by name of the labels concerned.
 
     Args:
         spec: specification of the dataset.
@@ -60,7 +60,7 @@ def logit_shifts(
 
 
 def weighted_positives(spec: FeatureSpec, options: TrainingOptions) -> Iterator[str]:
-    """Yields a warning for each label whose probabilities a positive_weight shifts, and nothing corrects."""
+    """Yield a warning for each label whose probabilities a positive_weight shifts, and nothing corrects."""
     if options.correct_positive_weight or options.calibrate is not None:
         return
     for label in spec.labels:
@@ -73,7 +73,7 @@ def weighted_positives(spec: FeatureSpec, options: TrainingOptions) -> Iterator[
 
 
 def without_negative_factor(spec: FeatureSpec) -> Callable[[Batch, int], None]:
-    """Returns the edit of training batches that takes the factor 1 / negative_rate out of the weights of negatives.
+    """Return the edit of training batches that takes the factor 1 / negative_rate out of the weights of negatives.
 
     What is left are the weights of the rows before a part of the negatives was kept.
     """
@@ -90,7 +90,7 @@ def without_negative_factor(spec: FeatureSpec) -> Callable[[Batch, int], None]:
 
 
 def _negative_rate(spec: FeatureSpec, mapping: str) -> float:
-    """Returns the share of negatives in a mapping. Raises a DataError if that is all of them, or unknown."""
+    """Return the share of negatives in a mapping. Raise a DataError if that is all of them, or unknown."""
     weight = spec.sample_weight
     if weight is None or weight.negative_rate is None:
         why = "the weights state no negative_rate" if weight else "it has no sample weights"
@@ -107,7 +107,7 @@ def _negative_rate(spec: FeatureSpec, mapping: str) -> float:
 
 
 def _label_of_negatives(spec: FeatureSpec) -> str:
-    """Returns the label that is 0 exactly in the negative rows. Raises a DataError if there is none."""
+    """Return the label that is 0 exactly in the negative rows. Raise a DataError if there is none."""
     roots = [label for label in spec.labels if label.given is None]
     if len(roots) == 1 and roots[0].is_binary:
         return roots[0].name

@@ -48,7 +48,7 @@ class Task(ABC):
 
     @classmethod
     def of(cls, label: Feature, given: int | None) -> Self:
-        """Creates the task of a label. `given` is the index of the label that it is given, or None."""
+        """Create the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given)
 
     @property
@@ -63,7 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the loss of each row.
+        """Compute the loss of each row.
 
         Args:
             logits: [batch, width] float32.
@@ -75,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Converts logits, [batch, width] float32, to predictions in an exported model.
+        """Convert logits, [batch, width] float32, to predictions in an exported model.
 
         Returns:
             [batch, prediction_width] float32.
@@ -83,21 +83,21 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Converts logits, [rows, width] float32, to predictions, [rows, prediction_width] float64."""
+        """Convert logits, [rows, width] float32, to predictions, [rows, prediction_width] float64."""
 
     def output_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the logits of `predictions`, which metrics are computed from, [rows] or [rows, width] float32 both.
+        """Return the logits of `predictions`, which metrics are computed from, [rows] or [rows, width] float32 both.
 
         They differ from the network's where probabilities are corrected or calibrated.
         """
         return logits
 
     def create_metric(self, metric: type[Metric], num_auc_thresholds: int) -> Metric:
-        """Creates one of the task's metrics. The number of thresholds is 0 for the exact AUC."""
+        """Create one of the task's metrics. The number of thresholds is 0 for the exact AUC."""
         return metric.create(num_auc_thresholds)
 
     def invalid_labels(self, labels: np.ndarray) -> tuple[np.ndarray, str]:
-        """Returns which labels ([rows] bool) no metric of the task can use, and a description of such labels."""
+        """Return which labels ([rows] bool) no metric of the task can use, and a description of such labels."""
         if not self.num_classes:
             return np.isinf(labels), "a value that is infinite in float32"
         last = self.num_classes - 1
@@ -106,7 +106,7 @@ class Task(ABC):
         return ~is_class, expected
 
     def why_undefined(self, rows: int, positive: int) -> str:
-        """Explains why a metric has no value although rows were evaluated.
+        """Explain why a metric has no value although rows were evaluated.
 
         Args:
             rows: number of rows, at least 1.
@@ -116,13 +116,13 @@ class Task(ABC):
 
 
 def task_type(name: str) -> type[Task]:
-    """Returns the class of a task type, a key of TASK_TYPES."""
+    """Return the class of a task type, a key of TASK_TYPES."""
     module = importlib.import_module(f"trainer.tasks.{name}")
     return getattr(module, "".join(word.capitalize() for word in name.split("_")) + "Task")
 
 
 def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
-    """Returns the tasks of a specification, in the order of its label channel."""
+    """Return the tasks of a specification, in the order of its label channel."""
     names = [label.name for label in spec.labels]
     return tuple(
         task_type(label.task).of(label, names.index(label.given) if label.given else None) for label in spec.labels
@@ -130,13 +130,13 @@ def tasks_of(spec: FeatureSpec) -> tuple[Task, ...]:
 
 
 def logit_columns(tasks: Sequence[Task]) -> tuple[slice, ...]:
-    """Returns the columns of each task in the logits, [batch, sum of widths]."""
+    """Return the columns of each task in the logits, [batch, sum of widths]."""
     ends = accumulate(task.width for task in tasks)
     return tuple(slice(end - task.width, end) for task, end in zip(tasks, ends, strict=True))
 
 
 def joint_chains(tasks: Sequence[Task]) -> dict[int, tuple[int, ...]]:
-    """Returns the tasks with a joint probability, that of their label and all labels that it is given.
+    """Return the tasks with a joint probability, that of their label and all labels that it is given.
 
     Returns:
         Index of each binary task with `given` -> its chain: the indices of all labels that it is given, each given the
@@ -152,12 +152,12 @@ def _chain_of(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
 
 
 def joint_name(tasks: Sequence[Task], chain: Sequence[int]) -> str:
-    """Returns the name of a chain's joint event, such as click+conversion."""
+    """Return the name of a chain's joint event, such as click+conversion."""
     return JOINT.join(tasks[index].name for index in chain)
 
 
 def restrict_to_sample_space(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
-    """Returns labels, [batch, tasks] float32, set to NaN (does not count) where a task's `given` label is not 1."""
+    """Return labels, [batch, tasks] float32, set to NaN (does not count) where a task's `given` label is not 1."""
     if all(task.given is None for task in tasks):
         return labels
     restricted = labels.copy()

@@ -30,17 +30,17 @@ class TweedieTask(AmountTask):
 
     @classmethod
     def of(cls, label: Feature, given: int | None) -> Self:
-        """Creates the task of a label. `given` is the index of the label that it is given, or None."""
+        """Create the task of a label. `given` is the index of the label that it is given, or None."""
         return cls(label.name, loss_weight=label.loss_weight, given=given, power=label.tweedie_power)
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes half the deviance of each row, [batch] float32."""
+        """Compute half the deviance of each row, [batch] float32."""
         above, below = self.power - 1, 2 - self.power
         of_mean = bounded_exp(below * logits[:, 0]) / below + labels * bounded_exp(-above * logits[:, 0]) / above
         return of_mean - tf.pow(labels, below) / (above * below)
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes half the deviance of each row, [rows] float64."""
+        """Compute half the deviance of each row, [rows] float64."""
         above, below = self.power - 1, 2 - self.power
         of_mean = bounded_exp_float64(below * logits[:, 0]) / below
         return of_mean + labels * bounded_exp_float64(-above * logits[:, 0]) / above - labels**below / (above * below)

@@ -22,11 +22,11 @@ class WeightedLogisticTask(AmountTask):
     """
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the weighted cross-entropy of each row, [batch] float32."""
+        """Compute the weighted cross-entropy of each row, [batch] float32."""
         logit = logits[:, 0]
         return tf.where(labels > 0, labels * tf.math.softplus(-logit), tf.math.softplus(logit))
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes the weighted cross-entropy of each row, [rows] float64."""
+        """Compute the weighted cross-entropy of each row, [rows] float64."""
         logit = logits[:, 0]
         return np.where(labels > 0, labels * np.logaddexp(0, -logit), np.logaddexp(0, logit))

@@ -31,7 +31,7 @@ class ZilnTask(AmountTask):
         return 3
 
     def loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Computes the negative log-likelihood of each row, [batch] float32."""
+        """Compute the negative log-likelihood of each row, [batch] float32."""
         logit, mu, spread = tf.unstack(logits, axis=1)
         positive, sigma = labels > 0, MIN_SIGMA + tf.math.softplus(spread)
         deviations = (tf.math.log(tf.where(positive, labels, 1.0)) - mu) / sigma
@@ -39,7 +39,7 @@ class ZilnTask(AmountTask):
         return tf.where(positive, tf.math.softplus(-logit) + amount, tf.math.softplus(logit))
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Computes the negative log-likelihood of each row, [rows] float64."""
+        """Compute the negative log-likelihood of each row, [rows] float64."""
         logit, mu, spread = logits.T
         positive, sigma = labels > 0, MIN_SIGMA + np.logaddexp(0, spread)
         deviations = (np.log(np.where(positive, labels, 1)) - mu) / sigma
@@ -47,13 +47,13 @@ class ZilnTask(AmountTask):
         return np.where(positive, np.logaddexp(0, -logit) + amount, np.logaddexp(0, logit))
 
     def activation(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the means, [batch, 1] float32."""
+        """Return the means, [batch, 1] float32."""
         logit, mu, spread = tf.split(logits, 3, axis=1)
         sigma = MIN_SIGMA + tf.math.softplus(spread)
         return tf.exp(tf.minimum(mu + tf.square(sigma) / 2 - tf.math.softplus(-logit), MAX_LOG))
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Returns the means, [rows, 1] float64."""
+        """Return the means, [rows, 1] float64."""
         logit, mu, spread = np.split(logits.astype(np.float64), 3, axis=1)
         sigma = MIN_SIGMA + np.logaddexp(0, spread)
         return np.exp(np.minimum(mu + np.square(sigma) / 2 - np.logaddexp(0, -logit), MAX_LOG))

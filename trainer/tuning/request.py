@@ -55,7 +55,7 @@ class TuningRequest:
     data: tuple[str, str]
 
     def command(self, folder: Path, words: Sequence[str]) -> list[str]:
-        """Returns the command that runs a trial.
+        """Return the command that runs a trial.
 
         Args:
             folder: folder of the trial's models and results.
@@ -67,7 +67,7 @@ class TuningRequest:
 
 
 def check_request(searches: Sequence[Search], flags: Sequence[str], workers: int) -> TuningRequest:
-    """Checks a request against the flags of main.py and the dataset.
+    """Check a request against the flags of main.py and the dataset.
 
     Args:
         searches: the flags to search.
@@ -102,7 +102,7 @@ def check_request(searches: Sequence[Search], flags: Sequence[str], workers: int
 
 
 def _check_mapping(config: Options, inputs: Inputs) -> None:
-    """Raises a DataError if trials would be compared on rows of the mapping test, or on those that they train on."""
+    """Raise a DataError if trials would be compared on rows of the mapping test, or on those that they train on."""
     spec, mapping = inputs.spec, inputs.eval_mapping
     if inputs.holds_out:
         return
@@ -135,7 +135,7 @@ def _main_metric(config: Options, inputs: Inputs) -> tuple[str, Direction]:
 
 
 def horovodrun() -> str:
-    """Returns the path of horovodrun. Raises a DataError if it is not installed."""
+    """Return the path of horovodrun. Raise a DataError if it is not installed."""
     beside = Path(sys.executable).with_name("horovodrun")
     found = str(beside) if beside.exists() else shutil.which("horovodrun")
     if found is None:

@@ -33,7 +33,7 @@ class Search:
     is_switch: bool = False
 
     def suggest(self, trial: Any) -> Value:
-        """Returns the value that an Optuna trial suggests."""
+        """Return the value that an Optuna trial suggests."""
         if self.kind == "choice":
             chosen: Value = trial.suggest_categorical(self.name, list(self.values))
         elif self.kind == "int":
@@ -45,7 +45,7 @@ class Search:
         return chosen
 
     def words(self, value: Value) -> list[str]:
-        """Returns the words on the command line that give the flag a value."""
+        """Return the words on the command line that give the flag a value."""
         if self.is_switch:
             return [f"--{self.name}"] if value == "true" else []
         return [f"--{self.name}", *str(value).split()]
@@ -57,7 +57,7 @@ class Search:
 
 
 def parse_searches(texts: Sequence[str]) -> list[Search]:
-    """Parses the values of --search.
+    """Parse the values of --search.
 
     Raises:
         DataError: one of them is not of FORMS, names no flag of the model or of the training, or contradicts the flag;
@@ -73,7 +73,7 @@ def parse_searches(texts: Sequence[str]) -> list[Search]:
 
 
 def parse_search(text: str) -> Search:
-    """Parses one value of --search; see parse_searches."""
+    """Parse one value of --search; see parse_searches."""
     name, _, space = text.partition("=")
     kind, _, rest = space.partition(":")
     name, flags = name.removeprefix("--"), model_flags() | section_flags(TrainingOptions)

@@ -23,7 +23,7 @@ PRUNERS = ("median", "none")
 
 
 def import_optuna() -> Any:
-    """Returns the package optuna. Raises a DataError if it is not installed."""
+    """Return the package optuna. Raise a DataError if it is not installed."""
     try:
         return importlib.import_module("optuna")
     except ImportError as error:
@@ -54,7 +54,7 @@ class Tuning:
         self._lock: int | None = None
 
     def run(self, trials: int) -> bool:
-        """Runs trials until the study has so many, including earlier ones, and prints the best.
+        """Run trials until the study has so many, including earlier ones, and print the best.
 
         Returns:
             Whether the study is complete; False if trials kept failing.
@@ -73,7 +73,7 @@ class Tuning:
         return self._failures < MOST_FAILURES
 
     def _open(self) -> Any:
-        """Opens the study of the folder, or starts one."""
+        """Open the study of the folder, or start one."""
         optuna, path = self._optuna, self._output / STUDY
         foreign = [file.name for file in self._output.iterdir() if file.name != OUTPUT_DIR.file]
         if not path.exists() and foreign:
@@ -96,7 +96,7 @@ class Tuning:
         return study
 
     def _check_settings(self, study: Any) -> None:
-        """Raises a DataError if the trials of a resumed study cannot be compared with those to come."""
+        """Raise a DataError if the trials of a resumed study cannot be compared with those to come."""
         request = self._request
         settings = {
             "--search": [search.text for search in request.searches],

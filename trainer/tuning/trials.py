@@ -25,7 +25,7 @@ def run_trial(
     on_epoch: Callable[[int, float], None],
     lock: int | None = None,
 ) -> float:
-    """Runs a trial to its end. No process of it is left when this returns or raises.
+    """Run a trial to its end. No process of it is left when this returns or raises.
 
     Args:
         command: the command to run.
@@ -61,7 +61,7 @@ def run_trial(
 
 
 def _follow(job: Job, log: Path, metric: str) -> Iterator[tuple[int, float]]:
-    """Yields the epoch and the metric of each evaluation as soon as it is logged, until the job ends."""
+    """Yield the epoch and the metric of each evaluation as soon as it is logged, until the job ends."""
     told, size, broken_since = 0, -1, None
     while True:
         # Queried before the log is read: once the launcher has exited, that read sees everything written.
@@ -81,7 +81,7 @@ def _follow(job: Job, log: Path, metric: str) -> Iterator[tuple[int, float]]:
 
 
 def evaluations(log: Path, metric: str) -> list[tuple[int, float]]:
-    """Returns the epoch and the metric of each evaluation in a log, without those in which it has no value."""
+    """Return the epoch and the metric of each evaluation in a log, without those in which it has no value."""
     found = []
     for record in read_log(log):
         step, data = record.get("step"), record.get("data")

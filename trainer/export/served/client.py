@@ -18,7 +18,7 @@ Rows = dict[str, list[list[float]]]
 
 
 def predict(url: str, model: str, rows: Rows) -> Rows:
-    """Requests predictions for rows of encoded features.
+    """Request predictions for rows of encoded features.
 
     Args:
         url: base URL of the server.
@@ -59,7 +59,7 @@ def _ask(address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the command line: prints predictions as JSON."""
+    """Run the command line: print predictions as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://localhost:8000", help="of the server (default: %(default)s)")
     parser.add_argument("--model", default="recommender", help="its name there (default: %(default)s)")

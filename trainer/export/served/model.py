@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def _reads_numpy() -> bool:
-    """Returns whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
+    """Return whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
     probe = pb_utils.Tensor("probe", np.arange(4, dtype=np.int64))
     # From Triton's own memory, as requests are: a tensor made of an array returns that array.
     again = pb_utils.Tensor.from_dlpack("again", probe.to_dlpack())
@@ -28,7 +28,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model version that Triton serves."""
+        """Load the model version that Triton serves."""
         self._reads_numpy = _reads_numpy()
         config = json.loads(args["model_config"])
         self._inputs = [entry["name"] for entry in config["input"]]
@@ -37,7 +37,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers all requests of a dynamic batch in one forward pass, or one by one if that fails."""
+        """Answer all requests of a dynamic batch in one forward pass, or one by one if that fails."""
         features = [self._features(request) for request in requests]
         merged = {name: np.concatenate([one[name] for one in features]) for name in self._inputs}
         try:

@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def _reads_numpy() -> bool:
-    """Returns whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
+    """Return whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
     probe = pb_utils.Tensor("probe", np.arange(4, dtype=np.int64))
     # From Triton's own memory, as requests are: a tensor made of an array returns that array.
     again = pb_utils.Tensor.from_dlpack("again", probe.to_dlpack())
@@ -35,7 +35,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model version that Triton serves, and its encoders if it takes raw columns."""
+        """Load the model version that Triton serves, and its encoders if it takes raw columns."""
         self._reads_numpy = _reads_numpy()
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -46,7 +46,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(folder / "rank.onnx", providers=["CPUExecutionProvider"])
 
     def _encoding(self, folder: Path) -> Callable[[Arrays], Arrays]:
-        """Returns what encodes raw columns."""
+        """Return what encodes raw columns."""
         if not self._reads_numpy:
             raise pb_utils.TritonModelException(
                 f"this server's Python backend does not read NumPy {np.__version__}: install the version that it was "
@@ -58,7 +58,7 @@ class TritonPythonModel:
         return encode
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers each request by itself; one that cannot be answered gets an error that says why."""
+        """Answer each request by itself; one that cannot be answered gets an error that says why."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -77,7 +77,7 @@ class TritonPythonModel:
         return array
 
     def _check_rows(self, features: Arrays) -> None:
-        """Raises a ValueError if the inputs of candidates differ in the number of rows; Triton checks the others."""
+        """Raise a ValueError if the inputs of candidates differ in the number of rows; Triton checks the others."""
         first = self._candidates[0]
         for name in self._candidates:
             if len(features[name]) != len(features[first]):

@@ -28,7 +28,7 @@ NULL_HASH = np.uint64(0)
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """Mixes the bits of [n] uint64 (SplitMix64)."""
+    """Mix the bits of [n] uint64 (SplitMix64)."""
     words = words + STEP
     words = (words ^ (words >> np.uint64(30))) * FIRST_FACTOR
     words = (words ^ (words >> np.uint64(27))) * SECOND_FACTOR
@@ -50,7 +50,7 @@ class Texts:
         self.hashes = mix(self._fnv1a())
 
     def _fnv1a(self) -> np.ndarray:
-        """Returns the FNV-1a hashes, vectorized over texts: one pass per byte position."""
+        """Return the FNV-1a hashes, vectorized over texts: one pass per byte position."""
         hashes = np.full(len(self.lengths), FNV_START)
         # By descending length, so that the texts with a byte at a position are a prefix.
         order = np.argsort(-self.lengths, kind="stable")
@@ -104,7 +104,7 @@ class TextIndex:
         self._repeats = int(arrays["repeats"].max())  # how often a key occurs at most; nearly always once
 
     def find(self, raw: Values) -> np.ndarray:
-        """Returns the ids of values, UNKNOWN for others: int64 of their shape."""
+        """Return the ids of values, UNKNOWN for others: int64 of their shape."""
         if raw.texts is None:
             raise TypeError("the values are no texts")
         found = np.full(raw.values.size, UNKNOWN)
@@ -119,7 +119,7 @@ class TextIndex:
         return found.reshape(raw.values.shape)
 
     def _equal(self, places: np.ndarray, texts: Texts, rows: np.ndarray) -> np.ndarray:
-        """Returns whether known texts equal texts: [n] bool."""
+        """Return whether known texts equal texts: [n] bool."""
         known, lengths = self._starts[places], texts.lengths[rows]
         equal = self._starts[places + 1] - known == lengths
         known, starts, lengths = known[equal], texts.starts[rows[equal]], lengths[equal]
@@ -141,7 +141,7 @@ class IntegerIndex:
         self._known = known
 
     def find(self, raw: Values) -> np.ndarray:
-        """Returns the ids of values, UNKNOWN for others: int64 of their shape."""
+        """Return the ids of values, UNKNOWN for others: int64 of their shape."""
         parts = [
             _find_integers(keys, ids, part)
             for (keys, ids), part in zip(self._known, _split(raw.values, len(self._known)), strict=True)
@@ -170,7 +170,7 @@ class RawEncoder:
         self._groups = [(group, _encode_function(group, folder)) for group in layout["groups"]]
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> Arrays:
-        """Encodes raw columns.
+        """Encode raw columns.
 
         Args:
             raw: [rows, 1], [rows, length] for columns of lists, or [rows, dimension] for vectors, by column name.
@@ -205,12 +205,12 @@ class RawEncoder:
         return {feature: self._output(feature, made[feature], nulls.get(feature)) for feature in self._outputs}
 
     def _output(self, feature: str, values: np.ndarray, null: np.ndarray | None) -> np.ndarray:
-        """Returns a feature as the model takes it; `null` tells which items of lists are padding."""
+        """Return a feature as the model takes it; `null` tells which items of lists are padding."""
         made = values if null is None else self._padded(feature, values, null)
         return made.astype(self._outputs[feature]["dtype"])
 
     def check_lengths(self, raw: Mapping[str, np.ndarray]) -> None:
-        """Raises a ValueError if the columns of a sequence differ in length."""
+        """Raise a ValueError if the columns of a sequence differ in length."""
         for columns in set(self._steps.values()):
             lengths = [raw[name].shape[1] for name in columns]
             if len(set(lengths)) > 1:
@@ -219,7 +219,7 @@ class RawEncoder:
                 )
 
     def _singles(self, raw: Mapping[str, np.ndarray]) -> "Singles":
-        """Joins the columns without lists by type: {type: (place of each column, values)}."""
+        """Join the columns without lists by type: {type: (place of each column, values)}."""
         singles = {}
         for dtype in (TEXT, "int64", "float64"):
             names = [name for name, kind in self.inputs.items() if kind == dtype and name not in self.lists]
@@ -229,7 +229,7 @@ class RawEncoder:
         return singles
 
     def _selected(self, singles: "Singles", names: Sequence[str]) -> Values:
-        """Returns columns of one type."""
+        """Return columns of one type."""
         places, whole = singles[self.inputs[names[0]]]
         chosen = [places[name] for name in names]
         if len(chosen) == len(places) and chosen == sorted(chosen):
@@ -242,7 +242,7 @@ class RawEncoder:
     def _crossed(
         self, group: dict[str, Any], lists: Mapping[str, Values], singles: "Singles", made: Arrays, nulls: Arrays
     ) -> Values:
-        """Returns the keys of a cross, [rows, 1] int64, not null; with a list [rows, length], null where that is."""
+        """Return the keys of a cross, [rows, 1] int64, not null; with a list [rows, length], null where that is."""
         hashes, null = np.zeros(1, np.uint64), np.zeros(1, bool)
         for name, is_feature, is_list in group["inputs"]:
             if is_feature:
@@ -254,7 +254,7 @@ class RawEncoder:
         return Values(hashes.view(np.int64), np.broadcast_to(null, hashes.shape))
 
     def _padded(self, feature: str, values: np.ndarray, null: np.ndarray) -> np.ndarray:
-        """Returns the ids of a list feature, or their weights, [rows, width], padded where the raw ids are null."""
+        """Return the ids of a list feature, or their weights, [rows, width], padded where the raw ids are null."""
         output = self._outputs[feature]
         width, padding = output["width"], PAD if output["dtype"] == "int32" else 0
         # Clients pad ids and weights by themselves. Appending `width` makes any row long enough for a slice.
@@ -278,7 +278,7 @@ class RequestEncoder:
         self._request, self._candidates = (RawEncoder(folder / side) for side in ("request", "candidates"))
 
     def encode(self, raw: Mapping[str, np.ndarray]) -> Arrays:
-        """Encodes raw columns like `RawEncoder.encode`: one row of the request's, a row of the others by candidate."""
+        """Encode raw columns like `RawEncoder.encode`: one row of the request's, a row of the others by candidate."""
         once = self._request.inputs
         rows = next(len(raw[name]) for name in self._candidates.inputs if name not in once)
         # Crosses of candidates read columns of the request, too.
@@ -293,7 +293,7 @@ Singles = dict[str, tuple[dict[str, int], Values]]
 
 
 def read_column(columns: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarray]) -> Values:
-    """Joins columns of one type, [rows, 1] each, or takes one of lists; times become microseconds."""
+    """Join columns of one type, [rows, 1] each, or take one of lists; times become microseconds."""
     values = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
     if columns[0]["dtype"] == TEXT:
         texts = Texts(values.reshape(-1).tolist())
@@ -310,7 +310,7 @@ def read_column(columns: Sequence[Mapping[str, Any]], arrays: Sequence[np.ndarra
 
 
 def _end(nulls: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns which steps of a sequence come after the last one that has a value in a column, [rows, length] bool.
+    """Return which steps of a sequence come after the last one that has a value in a column, [rows, length] bool.
 
     Args:
         nulls: which values of each column are null, [rows, length] bool.
@@ -445,7 +445,7 @@ def _find_integers(keys: np.ndarray, ids: np.ndarray, values: np.ndarray) -> np.
 
 
 def _selected_texts(texts: Texts, places: np.ndarray) -> Texts:
-    """Returns some of the texts, in the same buffer."""
+    """Return some of the texts, in the same buffer."""
     chosen, flat = object.__new__(Texts), places.reshape(-1)
     chosen.bytes, chosen.lengths, chosen.starts = texts.bytes, texts.lengths[flat], texts.starts[flat]
     chosen.hashes = texts.hashes[flat]
@@ -453,5 +453,5 @@ def _selected_texts(texts: Texts, places: np.ndarray) -> Texts:
 
 
 def _split(values: np.ndarray, number: int) -> list[np.ndarray]:
-    """Splits values into their columns; those of a single feature stay whole."""
+    """Split values into their columns; those of a single feature stay whole."""
     return [values] if number == 1 else [values[:, place : place + 1] for place in range(number)]

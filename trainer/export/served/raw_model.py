@@ -23,7 +23,7 @@ NULL = {"string": b"", "int64": NULL_INTEGER, "float64": np.nan}
 
 
 def _reads_numpy() -> bool:
-    """Returns whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
+    """Return whether Triton's Python backend was built for this version of NumPy; otherwise it misreads arrays."""
     probe = pb_utils.Tensor("probe", np.arange(4, dtype=np.int64))
     # From Triton's own memory, as requests are: a tensor made of an array returns that array.
     again = pb_utils.Tensor.from_dlpack("again", probe.to_dlpack())
@@ -34,7 +34,7 @@ class TritonPythonModel:
     """The interface that Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the model version that Triton serves, and its encoders."""
+        """Load the model version that Triton serves, and its encoders."""
         if not _reads_numpy():
             raise pb_utils.TritonModelException(
                 f"this server's Python backend does not read NumPy {np.__version__}: install the version that it was "
@@ -47,7 +47,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers all requests of a dynamic batch in one forward pass, or one by one if that fails."""
+        """Answer all requests of a dynamic batch in one forward pass, or one by one if that fails."""
         rows = [self._rows(request) for request in requests]
         try:
             features = self._encoder.encode(self._merged(rows))
@@ -64,7 +64,7 @@ class TritonPythonModel:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._encoder.inputs}
 
     def _merged(self, rows: Sequence[Arrays]) -> Arrays:
-        """Joins the rows of requests; lists are padded to the longest one."""
+        """Join the rows of requests; lists are padded to the longest one."""
         if len(rows) == 1:
             return rows[0]
         for one in rows:
