@@ -39,12 +39,12 @@ TRAINING = (
 
 
 def options_of(model: str, experts: tuple[int, int]) -> ExpertOptions:
-    """The flags of a model with experts of these widths."""
+    """Return the flags of a model with experts of these widths."""
     return ExpertOptions(model=model, expert_hidden_units=experts, tower_hidden_units=TOWER)
 
 
 def dense_parameters(model: str, experts: tuple[int, int], inputs: int, tasks: int) -> int:
-    """Weights of a model but its tables, without building it."""
+    """Return the number of weights of a model besides its tables, without building it."""
     from trainer.models.multitask import levels_of
 
     options, total, width = options_of(model, experts), 0, inputs
@@ -58,7 +58,7 @@ def dense_parameters(model: str, experts: tuple[int, int], inputs: int, tasks: i
 
 
 def widths_of(model: str, inputs: int, tasks: int) -> tuple[int, int]:
-    """Units of the experts' layers, two to one, that bring a model nearest to the reference in size."""
+    """Return the units of the experts' layers, two to one, that bring a model nearest to the reference in size."""
     name, experts = REFERENCE
     wanted = dense_parameters(name, experts, inputs, tasks)
     halves = range(4, 1024)
@@ -67,7 +67,7 @@ def widths_of(model: str, inputs: int, tasks: int) -> tuple[int, int]:
 
 
 def prepared(raw: Path, work: Path, setup: str) -> Path:
-    """The dataset of a set-up, prepared unless it exists, with embeddings of one width."""
+    """Return the dataset of a set-up, prepared unless it exists, with embeddings of one width."""
     folder = work / setup
     if not folder.exists():
         flags = ["--input", str(raw), "--feature_spec_in", f"feature_specs/{SETUPS[setup]}", "--output", str(folder)]
@@ -78,12 +78,12 @@ def prepared(raw: Path, work: Path, setup: str) -> Path:
 
 
 def specification(folder: Path) -> Any:
-    """The dataset's document."""
+    """Return the dataset's document."""
     return yaml.safe_load((folder / "feature_spec.yaml").read_text())
 
 
 def run(folder: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
-    """Trains, then evaluates the best epoch on the test half."""
+    """Train, then evaluate the best epoch on the test half."""
     channels = specification(folder)["channel_spec"]
     inputs = EMBEDDING * len(channels["onehot_categorical"]) + len(channels["numerical"])
     experts, output = widths_of(model, inputs, len(channels["label"])), work / f"{folder.name}_{model}_{seed}"
@@ -104,7 +104,7 @@ def run(folder: Path, work: Path, model: str, seed: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a row per set-up and model, AUC as mean ± deviation over seeds."""
+    """Format as Markdown: a row per set-up and model, AUC as mean ± deviation over seeds."""
     lines = ["| set-up | model | experts | dense weights | first task | never_married | seeds |", "|" + " --- |" * 7]
     for setup in SETUPS:
         for model in MODELS:
@@ -120,13 +120,13 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± sample deviation."""
+    """Format mean ± sample deviation."""
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
 def main() -> None:
-    """Runs what is missing, or prints the table."""
+    """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, help="folder of the publisher's files")
     parser.add_argument("--work", type=Path, default=Path("census_models"), help="datasets, runs and results.jsonl")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def training(tables: int, rows: int, width: int) -> "tuple[EmbeddingTables, Optimizer, TrainState]":
-    """Makes tables of so many rows each, their slots, and the state of both."""
+    """Make tables of so many rows each, their slots, and the state of both."""
     from trainer.checkpoint.state import TrainState
     from trainer.embeddings.tables import EmbeddingTables
     from trainer.models.weights import named
@@ -49,7 +49,7 @@ def training(tables: int, rows: int, width: int) -> "tuple[EmbeddingTables, Opti
 
 
 def save(store: "CheckpointStore", state: "TrainState", step: int, chosen: "ChosenRows | None") -> int:
-    """Saves a checkpoint, a differential one if rows are chosen; returns its bytes."""
+    """Save a checkpoint, a differential one if rows are chosen; return its bytes."""
     from trainer.checkpoint.background_writer import Handover
     from trainer.checkpoint.fingerprints import check_state
 

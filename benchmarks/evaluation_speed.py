@@ -30,7 +30,7 @@ TRAINING_STEPS = 2  # of a turn
 
 
 def seconds_of_parts(evaluator: "Evaluator") -> tuple[float, float, float]:
-    """Seconds of one evaluation's loader alone, model alone and metrics alone."""
+    """Measure the seconds of one evaluation's loader alone, model alone and metrics alone."""
     loader, evaluation = evaluator.loader, evaluator.evaluation
     started = time.perf_counter()
     with closing(loader.epoch(0)) as batches:

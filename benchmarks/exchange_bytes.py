@@ -52,7 +52,7 @@ class CountingComm:
         self.sent = {kind: tf.Variable(0.0, dtype=tf.float64, trainable=False) for kind in self._factors}
 
     def __getattr__(self, name: str) -> Any:
-        """The inner one's attributes; its collectives count what they are handed."""
+        """Return the inner one's attribute; its collectives count what they are handed."""
         attribute = getattr(self._inner, name)
         kind = name.partition("_")[0]
         if not callable(attribute):
@@ -74,7 +74,7 @@ class CountingComm:
         return call
 
     def total(self) -> dict[str, float]:
-        """Bytes so far by kind, without those of which there are none."""
+        """Return the bytes so far by kind, without those of which there are none."""
         return {kind: float(sent.numpy()) for kind, sent in self.sent.items() if sent.numpy()}
 
 

@@ -30,7 +30,7 @@ WARM_UP, CALLS = 20, 300
 
 
 def main() -> int:
-    """Exports, measures, prints; returns the exit code."""
+    """Export, measure, print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_dir", type=Path, nargs="+", required=True, help="--model_dir of a run, or of several")
     parser.add_argument("--calls", type=int, default=CALLS, help="calls of each (default: %(default)s)")

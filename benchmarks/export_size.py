@@ -27,7 +27,7 @@ from trainer.export.request import REPORT_FILE, ExportDtype
 
 
 def main() -> int:
-    """Exports, measures, prints; returns the exit code."""
+    """Export, measure, print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_dir", type=Path, help="--model_dir of a run")
     parser.add_argument("--dataset_path", type=Path, help="a dataset of the same features (default: random rows)")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _write(model_dir: Path, rows: int, width: int) -> None:
-    """Writes a model with a large table in a process of its own, whose memory is free afterwards."""
+    """Write a model with a large table in a process of its own, whose memory is free afterwards."""
     code = (
         "import sys, pathlib; from tests.trainer.export.models import write_large_run; "
         "write_large_run(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))"

@@ -30,7 +30,7 @@ RATE = 0.01
 
 
 def fused_tables(cardinalities, width):
-    """Tables that are updated with row-wise Adagrad during the backward pass."""
+    """Create tables that are updated with row-wise Adagrad during the backward pass."""
     tables = SplitTableBatchedEmbeddingBagsCodegen(
         [(rows, width, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows in cardinalities],
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -63,7 +63,7 @@ class WideDeep(torch.nn.Module):
 
 
 def batches_of(rows):
-    """The values and offsets (feature by feature, as FBGEMM wants them), numbers and labels of each batch."""
+    """Return the values and offsets (feature by feature, as FBGEMM wants them), numbers and labels of each batch."""
     batches = []
     for ids, numbers, labels in zip(rows["ids"], rows["numbers"], rows["labels"], strict=True):
         values = torch.from_numpy(np.ascontiguousarray(ids.swapaxes(0, 1)).reshape(-1).astype(np.int64))

@@ -157,7 +157,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, parts: list[str], seconds: float) -> tuple[list[Line], str]:
-        """Runs a process that measures some of the parts; returns their lines, and how it ended if some are missing."""
+        """Run a process that measures some of the parts; return their lines, and how it ended if some are missing."""
         chosen = ["--parts", *parts] if self.parts else []
         program = [sys.executable, "-m", f"benchmarks.{self.module}", *chosen, *self.arguments]
         started = time.perf_counter()
@@ -169,7 +169,7 @@ class Job:
         return [{"part": "step", "seconds": taken, "results": printed}] if ended.code == 0 else [], ended.how
 
     def _lines(self, printed: bytes) -> list[Line]:
-        """The lines that a process has printed, without what the line of gpu.py says of machine and versions."""
+        """Return the lines that a process has printed, without what the line of gpu.py says of machine and versions."""
         lines = [json.loads(line) for line in printed.splitlines() if line.startswith(b"{")]
         known = ("machine", "versions", "command")
         return [{key: value for key, value in line.items() if key not in known} for line in lines]
@@ -190,7 +190,7 @@ class Ended(NamedTuple):
 
 
 def run_group(program: list[str], environment: Mapping[str, str], seconds: float) -> Ended:
-    """Runs a program; ends it after so many seconds, and everything that it has started, which may hold the GPU."""
+    """Run a program; end it after so many seconds, and everything that it has started, which may hold the GPU."""
     variables = os.environ | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(program, cwd=ROOT, env=variables, start_new_session=True, **pipes) as process:
@@ -219,7 +219,7 @@ class Budget:
 
 
 def jobs(dataset: Path, served: Path, size: Size) -> Iterator[Job]:
-    """Yields the processes in the order of their importance, the CPU's first: all others are compared with it.
+    """Yield the processes in the order of their importance, the CPU's first: all others are compared with it.
 
     Args:
         dataset: the dataset of all precisions.
@@ -242,7 +242,7 @@ def jobs(dataset: Path, served: Path, size: Size) -> Iterator[Job]:
 
 
 def lines_of(job: Job, budget: Budget, seconds: float) -> Iterator[Line]:
-    """Yields a line per part of a job: what was measured, or why it was not.
+    """Yield a line per part of a job: what was measured, or why it was not.
 
     Args:
         job: the job.
@@ -265,7 +265,7 @@ def lines_of(job: Job, budget: Budget, seconds: float) -> Iterator[Line]:
 
 
 def results(folder: Path, size: Size, budget: Budget) -> Iterator[Line]:
-    """Yields a line per part, with its variant."""
+    """Yield a line per part, with its variant."""
     dataset, served = folder / "data", folder / "served"
     (served / "data").mkdir(parents=True)
     dataset.mkdir()
@@ -282,13 +282,13 @@ def results(folder: Path, size: Size, budget: Budget) -> Iterator[Line]:
 
 
 def compared(losses: list[float], reference: list[float], limit: float) -> Line:
-    """The entries that say how far the first losses are from the CPU's."""
+    """Return the entries that say how far the first losses are from the CPU's."""
     off_by = largest_difference(losses[: len(reference)], reference)
     return {"loss_difference": off_by, "limit": limit, "passed": off_by <= limit}
 
 
 def largest_difference(losses: list[float], reference: list[float]) -> float:
-    """Largest relative difference of the losses; infinite where one is missing or not finite, or there are none."""
+    """Return the largest relative difference of losses; infinite without any, or if one is missing or not finite."""
     if not reference or len(losses) != len(reference):
         return float("inf")
     differences = [abs(loss - expected) / abs(expected) for loss, expected in zip(losses, reference, strict=True)]
@@ -296,7 +296,7 @@ def largest_difference(losses: list[float], reference: list[float]) -> float:
 
 
 def write_dataset(folder: Path, size: Size) -> None:
-    """Writes a dataset whose training files have the same rows, so that an epoch is long and soon written."""
+    """Write a dataset whose training files have the same rows, so that an epoch is long and soon written."""
     rows = size.file_batches * size.batch
     spec = write_rows(folder, rows, test_rows=rows, width_divisor=size.width_divisor)
     document = spec.to_dict()
@@ -309,7 +309,7 @@ def write_dataset(folder: Path, size: Size) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints each line and appends it to --output as soon as it is there."""
+    """Measure, print each line and append it to --output as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("gpu.jsonl"), help="file the lines are written to")
     parser.add_argument("--small", action="store_true", help="a small model and batch, for trying this script")
@@ -329,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs that the driver lists; none where there is no driver."""
+    """Return the names of the GPUs that the driver lists; none where there is no driver."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()

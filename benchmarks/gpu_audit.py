@@ -85,11 +85,11 @@ class Limit(NamedTuple):
     graphs: Mapping[str, Any] = {}
 
     def applies(self, line: Line) -> bool:
-        """Returns whether it applies to the graph of a line."""
+        """Return whether it applies to the graph of a line."""
         return self.graphs.items() <= line.items()
 
     def holds(self, line: Line) -> bool:
-        """Returns whether the graph of a line keeps the limit; True if the limit does not apply to it."""
+        """Return whether the graph of a line keeps the limit; True if the limit does not apply to it."""
         return not self.applies(line) or line[self.kind] <= self.at_most
 
 
@@ -177,7 +177,7 @@ def write_datasets(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def as_if_on_gpu() -> Iterator[None]:
-    """Makes the trainer build what it builds on a GPU."""
+    """Make the trainer build what it builds on a GPU."""
     with mock.patch("tensorflow.config.get_visible_devices", return_value=["GPU:0"]):
         yield
 

@@ -90,7 +90,7 @@ class GpuKernels:
 
     @classmethod
     def read(cls, file: Path) -> "GpuKernels":
-        """Reads the output of gpu_kernels.py.
+        """Read the output of gpu_kernels.py.
 
         Raises:
             ValueError: it lists the kernels of another version of TensorFlow than traces the graphs.
@@ -109,7 +109,7 @@ class GpuKernels:
         )
 
     def find(self, operation: tf.Operation) -> Kernel | None:
-        """Returns the kernel that runs an operation on the GPU; None if there is none for its dtypes."""
+        """Return the kernel that runs an operation on the GPU; None if there is none for its dtypes."""
         types = type_attributes(operation)
         if operation.type in SCATTERS and operation.get_attr("dtype").is_integer:
             return None
@@ -134,7 +134,7 @@ class Counts:
     to_host: int = 0
 
     def totals(self) -> dict[str, int]:
-        """Returns the number of each kind."""
+        """Return the number of each kind."""
         return {name: own if isinstance(own, int) else own.total() for name, own in vars(self).items()}
 
 
@@ -188,12 +188,12 @@ class _Counter:
         self.on_gpu: set[tuple[int, str]] = set()  # of the operations so far: id of its graph, name
 
     def grows(self, tensor: tf.Tensor) -> bool:
-        """Returns whether a tensor grows with the batch."""
+        """Return whether a tensor grows with the batch."""
         shape = tensor.shape
         return shape.rank is None or any(size is None or size >= self.batch for size in shape.as_list())
 
     def visit(self, graph: tf.Graph, arguments: Sequence[_Value]) -> list[_Value]:
-        """Counts the operations of a graph that its results need; returns the results."""
+        """Count the operations of a graph that its results need; return the results."""
         values = {tensor.name: value for tensor, value in zip(graph.inputs, arguments, strict=True)}
         for operation in _needed(graph):
             if operation.type != "Placeholder":
@@ -203,7 +203,7 @@ class _Counter:
         return [values[tensor.name] for tensor in graph.outputs]
 
     def _operation(self, operation: tf.Operation, inputs: list[_Value]) -> list[_Value]:
-        """Counts an operation; returns its outputs."""
+        """Count an operation; return its outputs."""
         if _is_compiled(operation):
             return self._compiled(operation, inputs)
         if operation.type in CALLS:
@@ -242,7 +242,7 @@ class _Counter:
         return [_Value(on_host=tensor.dtype == tf.int32) for tensor in operation.outputs]
 
     def _passed(self, operation: tf.Operation, tensors: list[tf.Tensor], values: list[_Value]) -> list[_Value]:
-        """Passes tensors into a conditional or a loop, int32 ones through host memory; returns what arrives."""
+        """Pass tensors into a conditional or a loop, int32 ones through host memory; return what arrives."""
         arrived = []
         on_host = [_Argument("input", tensor) for tensor in tensors if tensor.dtype == tf.int32]
         self._count_per_row(operation, on_host)
@@ -272,7 +272,7 @@ class _Counter:
         return values
 
     def _read(self, operation: tf.Operation, argument: _Argument, value: _Value, *, on_host: bool) -> None:
-        """Copies a tensor for an operation that reads it in the other memory."""
+        """Copy a tensor for an operation that reads it in the other memory."""
         if value.on_host == on_host or value.copied or argument.tensor.dtype in WITHOUT_DATA:
             return
         value.copied = True
@@ -332,14 +332,14 @@ def _is_compiled(operation: tf.Operation) -> bool:
 
 
 def _is_constant(operation: tf.Operation, inputs: list[_Value]) -> bool:
-    """Returns whether an operation yields the same in every step."""
+    """Return whether an operation yields the same in every step."""
     return operation.type == "Const" or (
         bool(inputs) and not op_def_registry.get(operation.type).is_stateful and all(value.constant for value in inputs)
     )
 
 
 def _needed(graph: tf.Graph) -> Iterator[tf.Operation]:
-    """Yields the operations that a graph's results and side effects need, in an order in which they can run."""
+    """Yield the operations that a graph's results and side effects need, in an order in which they can run."""
     needed: set[str] = set()
     waiting = [*(tensor.op for tensor in graph.outputs), *graph.control_outputs]
     while waiting:
@@ -351,14 +351,14 @@ def _needed(graph: tf.Graph) -> Iterator[tf.Operation]:
 
 
 def _functions(operation: tf.Operation, *attributes: str) -> list[Any]:
-    """Returns the graphs of the functions that an operation calls, which its attributes name."""
+    """Return the graphs of the functions that an operation calls, which its attributes name."""
     values = [operation.node_def.attr[name] for name in attributes]
     functions = [function for value in values for function in (value.list.func or [value.func])]
     return [operation.graph._get_function(function.name).graph for function in functions]
 
 
 def _arguments(operation: tf.Operation) -> tuple[list[_Argument], list[_Argument]]:
-    """Returns the inputs and the outputs of an operation with their names."""
+    """Return the inputs and the outputs of an operation with their names."""
     definition = op_def_registry.get(operation.type)
     return (
         _named(operation, definition.input_arg, list(operation.inputs)),

@@ -15,7 +15,7 @@ from tensorflow.python.framework import kernels
 
 
 def registered_kernels() -> dict[str, object]:
-    """Returns the version of TensorFlow, and its kernels by operation."""
+    """Return the version of TensorFlow, and its kernels by operation."""
     found = [own for own in kernels.get_all_registered_kernels().kernel if own.device_type in ("GPU", "DEFAULT")]
     # Kernels of all devices are used where there is none of the GPU itself. Those with a label have to be asked for.
     found = sorted((own for own in found if not own.label), key=lambda own: (own.device_type != "GPU", -own.priority))

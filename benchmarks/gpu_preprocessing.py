@@ -82,7 +82,7 @@ def largest_difference(found: pa.Table, expected: pa.Table) -> float:
 
 
 def _difference(found: pa.ChunkedArray, expected: pa.ChunkedArray) -> float:
-    """Returns the largest difference of two columns."""
+    """Return the largest difference of two columns."""
     if found.equals(expected):
         return 0.0
     if not pa.types.is_floating(expected.type):

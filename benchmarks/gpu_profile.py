@@ -43,7 +43,7 @@ class DeviceProfile:
     intervals: list[Interval] = field(default_factory=list)
 
     def per_step(self, steps: int) -> dict[str, Any]:
-        """Returns the means over so many steps, and the kernels that took most of the time."""
+        """Return the means over so many steps, and the kernels that took most of the time."""
         busy = busy_picoseconds(self.intervals)
         span = max(own.end for own in self.intervals) - min(own.start for own in self.intervals)
         longest = self.kernel_seconds.most_common(KERNELS_SHOWN)

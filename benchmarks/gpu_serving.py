@@ -89,7 +89,7 @@ class Served:
         }
 
     def _probabilities(self) -> dict[str, np.ndarray]:
-        """Returns the predictions of --predict by task, [rows] each."""
+        """Return the predictions of --predict by task, [rows] each."""
         table = pq.read_table(self._predictions)
         names = [name for name in table.column_names if name.startswith(PREDICTION_COLUMN)]
         return {name.removeprefix(PREDICTION_COLUMN): table[name].to_numpy() for name in names}

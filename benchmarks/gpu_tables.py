@@ -131,7 +131,7 @@ FIGURES: dict[str, Callable[[Any], str]] = {
 
 
 def _figures(line: Line) -> list[str]:
-    """The figures of a part, or of each line that a benchmark has printed."""
+    """Return the figures of a part, or of each line that a benchmark has printed."""
     results: list[Line] = line.get("results", [line])
     return [", ".join(shown(own[key]) for key, shown in FIGURES.items() if key in own) for own in results]
 

@@ -59,7 +59,7 @@ class Measurement:
         return TrainingRun(self._dataset, *self._flags)
 
     def memory(self) -> Line:
-        """Peak and estimate in GB."""
+        """Measure the peak of the memory, beside its estimate, in GB."""
         if not on_gpu():
             raise Skipped("no GPU; benchmarks/memory.py compares the memory of the host")
         self._run.seconds(MEMORY_STEPS)
@@ -79,7 +79,7 @@ class Measurement:
         }
 
     def losses(self) -> Line:
-        """Losses of a model of its own, and the metrics of the test rows on a GPU."""
+        """Return the losses of a model of its own, and the metrics of the test rows on a GPU."""
         comparable = ["--deep_dropout", "0", "--deep_schedule", "constant"]  # dropout differs between devices
         run = TrainingRun(self._dataset, *self._flags, *comparable)
         losses = run.losses(self._curve)
@@ -87,12 +87,12 @@ class Measurement:
         return {"compute_dtype": run.compute_dtype, "losses": losses, "metrics": metrics}
 
     def training(self) -> Line:
-        """Speed of whole steps."""
+        """Measure the speed of whole steps."""
         self._run.seconds(max(2, self._steps // 3))
         return self._speed(self._run.seconds(self._steps))
 
     def step(self) -> Line:
-        """Speed of steps without the loader."""
+        """Measure the speed of steps without the loader."""
         batches = self._run.batches(BATCHES_IN_HAND)
         self._run.seconds_of(islice(cycle(batches), max(2, self._steps // 3)))
         seconds = self._run.seconds_of(islice(cycle(batches), self._steps))
@@ -103,7 +103,7 @@ class Measurement:
         }
 
     def evaluation(self) -> Line:
-        """Speed of an evaluation."""
+        """Measure the speed of an evaluation."""
         evaluator = self._run.trainer.evaluator
         evaluator.run()
         started = time.perf_counter()
@@ -115,7 +115,7 @@ class Measurement:
         return {"samples_per_second": round(evaluator.loader.rows / seconds), **dict(zip(names, parts, strict=True))}
 
     def profile(self) -> Line:
-        """What the GPU does in a step."""
+        """Profile what the GPU does in a step."""
         audit = self._audit()
         self._run.seconds(2)
         with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +128,7 @@ class Measurement:
         return found | {"counted_mb": round(self._counts.copied / 1e6, 3), "audit": audit}
 
     def _audit(self) -> dict[str, int]:
-        """Counts the graph of a step, with the kernels of the TensorFlow that runs it."""
+        """Count the graph of a step, with the kernels of the TensorFlow that runs it."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kernels.json"
             file.write_text(json.dumps(registered_kernels()))

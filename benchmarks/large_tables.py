@@ -91,7 +91,7 @@ def restore(rows: int, width: int, folder: Path) -> Figures:
 
 
 def _start() -> int:
-    """Imports TensorFlow and runs something; returns the process's peak memory in bytes."""
+    """Import TensorFlow and run something; return the process's peak memory in bytes."""
     from trainer.process.startup import import_tensorflow
 
     import_tensorflow()
@@ -100,7 +100,7 @@ def _start() -> int:
 
 
 def _training(rows: int, width: int, *, restored: bool) -> "tuple[TrainState, Optimizer]":
-    """Makes tables of so many rows each, their slots, and the state of both."""
+    """Make tables of so many rows each, their slots, and the state of both."""
     from trainer.checkpoint.state import TrainState
     from trainer.embeddings.tables import EmbeddingTables
     from trainer.models.weights import named
@@ -119,7 +119,7 @@ def _training(rows: int, width: int, *, restored: bool) -> "tuple[TrainState, Op
 
 
 def _update(optimizer: "Optimizer", width: int, step: int) -> None:
-    """Updates the first rows of every group of tables, as training does."""
+    """Update the first rows of every group of tables, as training does."""
     import tensorflow as tf
 
     for name in optimizer.tables:
@@ -128,7 +128,7 @@ def _update(optimizer: "Optimizer", width: int, step: int) -> None:
 
 
 def _save(state: "TrainState", folder: Path) -> tuple[float, float]:
-    """Saves a checkpoint; returns the seconds until training may go on, and until the checkpoint is there."""
+    """Save a checkpoint; return the seconds until training may go on, and until the checkpoint is there."""
     from trainer.checkpoint.background_writer import Handover
     from trainer.checkpoint.store import CheckpointStore
 

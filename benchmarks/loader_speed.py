@@ -36,7 +36,7 @@ LAYOUTS = {
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """Wall clock and CPU time."""
+    """Measure wall clock and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -72,7 +72,7 @@ def over_bare_read(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, obj
 
 
 def over_merlin(spec: FeatureSpec, batch: int, repeats: int) -> dict[str, object]:
-    """Merlin's loader with its defaults, shuffling, on the same file; its first batches are not counted."""
+    """Run Merlin's loader with its defaults, shuffling, on the same file; its first batches are not counted."""
     import tensorflow  # noqa: F401  (first, or Merlin does without)
     from merlin.loader.tensorflow import Loader
     from merlin.schema import Tags

@@ -114,7 +114,7 @@ CASES = {
 
 
 def estimated(flags: list[str], workers: int) -> dict[str, int]:
-    """What main.py prints at its start: bytes of each part of a worker's memory."""
+    """Return what main.py prints at its start: bytes of each part of a worker's memory."""
     data = open_inputs(parse(flags, workers), WorkerEnv(size=workers, local_size=workers))
     if data.memory is None:
         raise RuntimeError("the first worker knows the model")
@@ -122,7 +122,7 @@ def estimated(flags: list[str], workers: int) -> dict[str, int]:
 
 
 def peak(flags: list[str], workers: int) -> int:
-    """Peak resident set size of main.py in bytes, of several workers that of the largest one."""
+    """Measure the peak resident set size of main.py in bytes, of several workers that of the largest one."""
     command = [sys.executable, "main.py", *flags]
     if workers > 1:
         command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers), *command]

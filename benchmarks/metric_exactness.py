@@ -48,7 +48,7 @@ DEFINITIONS = {"binary": BINARY, "regression": REGRESSION, "multiclass": MULTICL
 
 
 def make_rows(count: int) -> TestRows:
-    """Groups of 1 to 60 rows, several positives in many, 60 different scores and so many ties, weights."""
+    """Draw groups of 1 to 60 rows, several positives in many, 60 different scores and so many ties, weights."""
     random = np.random.default_rng(12)
     sizes = random.integers(1, 61, count)
     group = random.permutation(np.repeat(np.arange(count), sizes)[:count])
@@ -61,7 +61,7 @@ def make_rows(count: int) -> TestRows:
 
 
 def rows_of_kinds(count: int) -> dict[str, TestRows]:
-    """The same rows with labels, and for classes logits, of each kind of task."""
+    """Return the same rows with labels, and for classes logits, of each kind of task."""
     rows, random = make_rows(count), np.random.default_rng(3)
     numbers = rows._replace(labels=random.standard_normal(count).astype(np.float32))
     classes = rows._replace(
@@ -72,7 +72,7 @@ def rows_of_kinds(count: int) -> dict[str, TestRows]:
 
 
 def splits(count: int) -> list[tuple[str, list[int]]]:
-    """(what it is, where one worker's rows end and the next one's begin)."""
+    """Return ways to split the rows: (what it is, where one worker's rows end and the next one's begin)."""
     even = [(str(workers), [worker * count // workers for worker in range(1, workers)]) for workers in (1, 2, 3, 4)]
     return [*even, ("4, two of them empty", [0, count // 3, count // 3])]
 

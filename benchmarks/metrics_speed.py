@@ -55,7 +55,7 @@ class CurveAlone:
 
 
 def click_log(count: int) -> Rows:
-    """Clicks as in a test set sorted by display: groups of 5 on average, hardly a tie."""
+    """Draw clicks as in a test set sorted by display: groups of 5 on average, hardly a tie."""
     random = np.random.default_rng(count)
     logits = random.standard_normal(count).astype(np.float32)
     labels = (random.random(count) < 0.2).astype(np.float32)
@@ -63,12 +63,12 @@ def click_log(count: int) -> Rows:
 
 
 def shuffled(rows: Rows, names: Callable[[np.ndarray], np.ndarray]) -> Rows:
-    """Groups in no order, under other ids."""
+    """Put the groups in no order, under other ids."""
     return rows._replace(group=names(np.random.default_rng(1).permutation(rows.group)))
 
 
 def cases(count: int) -> list[tuple[str, Metric | CurveAlone, str, Rows]]:
-    """(name, metric, what is hard about the rows, rows)."""
+    """Return cases: (name, metric, what is hard about the rows, rows)."""
     rows = click_log(count)
     few_scores = rows._replace(logits=np.round(rows.logits, 1))
     one_large = rows._replace(group=rows.group * (rows.group % 10 == 0))

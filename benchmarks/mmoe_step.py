@@ -34,7 +34,7 @@ UNITS = (256, 128)
 
 
 def random_batch(step: TrainStep, batch: int) -> Packed:
-    """The input of a step, rows whose ids are skewed: the density of an id falls with its square root."""
+    """Return the input of a step, rows whose ids are skewed: the density of an id falls with its square root."""
     model = step.model
     rng, layout, tasks = np.random.default_rng(0), model.layout, len(model.tasks)
     ids: dict[bool, list[np.ndarray]] = {

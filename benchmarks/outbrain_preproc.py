@@ -23,7 +23,7 @@ from data.outbrain.synthesize import synthesize
 
 
 def prepare(raw: Path, output: Path, flags: list[str]) -> dict[str, float]:
-    """One run of the command."""
+    """Run the command once, and measure it."""
     command = [sys.executable, "-m", "data.outbrain.preproc", "--data_path", str(raw), "--metadata_path", str(output)]
     run = run_watched([*command, *flags])
     moments = [float(moment) for moment in re.findall(r"outbrain: +([0-9.]+) s", run.log)]
@@ -31,7 +31,7 @@ def prepare(raw: Path, output: Path, flags: list[str]) -> dict[str, float]:
 
 
 def measure(displays: int, repeats: int, flags: list[str]) -> dict[str, float]:
-    """The fastest of several runs at one size, and the most memory of any."""
+    """Measure the fastest of several runs at one size, and the most memory of any."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         synthesize(raw, displays, seed=1)

@@ -27,7 +27,7 @@ SMOOTHING = 20.0
 
 
 def quality(raw: Path, predictions: pd.DataFrame) -> dict[str, float]:
-    """MAP@12 and AUC of popularity, model and truth on the displays of the predictions."""
+    """Measure MAP@12 and AUC of popularity, model and truth on the displays of the predictions."""
     clicks = pd.read_csv(raw / "clicks_train.csv").merge(pd.read_parquet(raw / TRUTH_FILE), how="left")
     shown = clicks["display_id"].isin(predictions["display_id"])
     train, valid = clicks[~shown], clicks[shown]
@@ -49,7 +49,7 @@ def quality(raw: Path, predictions: pd.DataFrame) -> dict[str, float]:
 
 
 def measured(scores: np.ndarray, labels: np.ndarray, displays: np.ndarray) -> dict[str, float]:
-    """MAP@12 and AUC of probabilities."""
+    """Measure MAP@12 and AUC of probabilities."""
     scores = np.asarray(scores, np.float64)
     rows = Rows(
         np.log(scores / (1 - scores)).astype(np.float32),

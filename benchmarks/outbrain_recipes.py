@@ -42,7 +42,7 @@ RATES = tuple(f"{name}_ctr" for name in RATE_MIN_VIEWS)
 
 
 def with_published(*features: str) -> Callable[[Any, SideTables, str], FittedRecipe]:
-    """A fit whose encoders of some features are the published recipe's."""
+    """Return a fit whose encoders of some features are the published recipe's."""
 
     def fit(rows: Any, tables: SideTables, folder: str) -> FittedRecipe:
         ours = LEAK_FREE.fit(rows, tables, folder)
@@ -54,7 +54,7 @@ def with_published(*features: str) -> Callable[[Any, SideTables, str], FittedRec
 
 
 def variants() -> dict[str, Recipe]:
-    """Recipes by what they are."""
+    """Return the recipes by what they are."""
     recipe = LEAK_FREE
     own_tags = {name: source for name, source in recipe.tags.items() if name not in PROMO_TAGS}
     without_ads = tuple(name for name in recipe.onehot if name != "display_ads")
@@ -72,7 +72,7 @@ def variants() -> dict[str, Recipe]:
 
 
 def trained(dataset: Path, folder: Path, seed: int) -> dict[str, float]:
-    """The last epoch's figures on the validation rows."""
+    """Return the last epoch's figures on the validation rows."""
     paths = ["--dataset_path", dataset, "--model_dir", folder / "model", "--results_dir", folder / "results"]
     command = [sys.executable, MAIN, *paths, *SETTINGS.split(), "--seed", seed]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)

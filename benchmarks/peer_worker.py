@@ -111,7 +111,7 @@ PEERS: dict[str, Any] = {"torch-rechub": Rechub, "deepctr-torch": DeepCtr}
 
 
 def named_columns(shape, rows):
-    """Feature -> [rows] or, of a multi-hot feature, [rows, hotness]."""
+    """Return feature -> [rows] or, of a multi-hot feature, [rows, hotness]."""
     columns = {name: rows["onehot"][:, index] for index, (name, _, _) in enumerate(shape["onehot"])}
     start = 0
     for name, _, _, hotness in shape["multihot"]:
@@ -121,7 +121,7 @@ def named_columns(shape, rows):
 
 
 def slices(dataset, *, shuffle, batch_size):
-    """Replaces a DataLoader: batches that are slices of the tensors."""
+    """Replace a DataLoader: batches that are slices of the tensors."""
     return [dataset[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
 
 

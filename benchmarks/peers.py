@@ -57,12 +57,12 @@ class Peer(SideProcess):
         self.widths: str = self.ready["widths"]
 
     def seconds(self, steps: int, *, in_hand: bool) -> float:
-        """Wall clock of training steps; with `in_hand` batches are put together before the clock starts."""
+        """Measure the wall clock of training steps; with `in_hand` batches are put together before the clock starts."""
         return self.ask(steps=steps, in_hand=in_hand)["seconds"]
 
 
 def write_for_peers(spec: FeatureSpec, widths: dict[str, int], arguments: argparse.Namespace, folder: Path) -> None:
-    """Writes the training rows and what describes them, as peer_worker.py wants them."""
+    """Write the training rows and what describes them, as peer_worker.py wants them."""
     loader = ParquetLoader(spec, "train", global_batch_size=arguments.batch, shuffle=False)
     batches = list(loader.epoch(0))
     widths_of_lists = [feature.max_hotness or 1 for feature in spec.multihot]
@@ -136,12 +136,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> list[dict[str, objec
 
 
 def rate(batch: int, seconds: np.ndarray) -> int:
-    """Samples per second of the median step."""
+    """Return the samples per second of the median step."""
     return round(batch / float(np.median(seconds)))
 
 
 def rates(batch: int, seconds: np.ndarray) -> list[int]:
-    """The same for each column of seconds [turns, sides]."""
+    """Return the same for each column of seconds [turns, sides]."""
     return [rate(batch, column) for column in seconds.T]
 
 

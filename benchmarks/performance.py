@@ -48,18 +48,18 @@ COMMANDS = {
 
 
 def in_order(lines: list[Line]) -> list[Line]:
-    """Those of benchmarks that there are, one benchmark below the other in the order of COMMANDS."""
+    """Return the lines that there are, one benchmark below the other in the order of COMMANDS."""
     order = list(COMMANDS.values())
     return sorted((line for line in lines if line["command"] in order), key=lambda line: order.index(line["command"]))
 
 
 def lines_shown() -> list[Line]:
-    """The lines that the page's tables show."""
+    """Return the lines that the page's tables show."""
     return read_lines(LINES) + read_lines(GPU_LINES)
 
 
 def run(command: str) -> list[Line]:
-    """Runs a benchmark; returns the lines that it prints, each with machine, versions and command.
+    """Run a benchmark; return the lines that it prints, each with machine, versions and command.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -74,7 +74,7 @@ def run(command: str) -> list[Line]:
 
 
 def measure(names: list[str]) -> int:
-    """Runs benchmarks and keeps their lines; returns how many failed."""
+    """Run benchmarks and keep their lines; return how many failed."""
     failed = 0
     for name in names:
         command, started = COMMANDS[name], time.monotonic()

@@ -29,12 +29,12 @@ class Figure:
     key: str = "ratio"
 
     def lines(self, lines: list[Line]) -> list[Line]:
-        """Returns the lines that contain it, one per machine."""
+        """Return the lines that contain it, one per machine."""
         wanted = {"benchmark": self.benchmark} | self.where
         return [line for line in lines if self.key in line and wanted.items() <= line.items()]
 
     def row(self, line: Line, machine: int) -> list[str]:
-        """Returns its row in the table of figures."""
+        """Return its row in the table of figures."""
         value, spread = line[self.key], line.get(f"{self.key}_spread")
         measured = f"{value:g}" + (f" ({spread[0]:g} to {spread[1]:g})" if spread else "")
         met = value >= self.target if self.at_least else value <= self.target
@@ -281,7 +281,7 @@ DETAILS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 
 
 def all_tables(lines: list[Line]) -> dict[str, str]:
-    """Every table of the page by name, as markdown. Those of the scaling model are calculated, not measured."""
+    """Return every table of the page by name, as Markdown. Those of the scaling model are calculated, not measured."""
     systems = systems_of(lines)
     details = {name: _details(lines, systems, *about) for name, about in DETAILS.items()}
     tables = {

@@ -101,7 +101,7 @@ def counts_of(ids: np.ndarray, cardinality: int) -> np.ndarray:
 
 
 def logistic_regression() -> Fit:
-    """scikit-learn's logistic regression of one-hot and multi-hot ids and numbers; `valid` chooses C by log loss."""
+    """Fit scikit-learn's logistic regression of one- and multi-hot ids and numbers; `valid` chooses C by log loss."""
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
@@ -132,7 +132,7 @@ def logistic_regression() -> Fit:
 
 
 def lightgbm(*, rounds: int, patience: int, parameters: dict[str, Any]) -> Fit:
-    """LightGBM with categorical features; the log loss of `valid` stops it.
+    """Fit LightGBM with categorical features; the log loss of `valid` stops it.
 
     Args:
         rounds: the most trees.
@@ -162,7 +162,7 @@ def lightgbm(*, rounds: int, patience: int, parameters: dict[str, Any]) -> Fit:
 
 
 def fuxictr(*, network: str, batch_size: int, epochs: int, **settings: Any) -> Fit:
-    """FuxiCTR's Wide & Deep or DCN-V2; AUC - log loss of `valid` lowers the learning rate and stops it.
+    """Train FuxiCTR's Wide & Deep or DCN-V2; AUC - log loss of `valid` lowers the learning rate and stops it.
 
     Args:
         network: a key of quality_fuxictr.NETWORKS.

@@ -28,7 +28,7 @@ Job = Callable[[Path, Path], dict[str, int]]
 
 
 def with_polars() -> Job:
-    """Polars as written by hand, with everything in memory."""
+    """Return a job for Polars as written by hand, with everything in memory."""
     import polars as pl
 
     def job(file: Path, output: Path) -> dict[str, int]:
@@ -52,7 +52,7 @@ def with_polars() -> Job:
 
 
 def with_nvtabular() -> Job:
-    """NVTabular's own operators in one process."""
+    """Return a job for NVTabular's own operators in one process."""
     os.environ["DASK_DATAFRAME__QUERY_PLANNING"] = os.environ["DASK_DATAFRAME__CONVERT_STRING"] = "False"
     sys.modules["tensorflow"] = None  # type: ignore[assignment]  # it is imported for its dtypes only
     import nvtabular as nvt
@@ -73,7 +73,7 @@ def with_nvtabular() -> Job:
 
 
 def with_fuxictr() -> Job:
-    """FuxiCTR's preprocessing, configured as for its Criteo data sets."""
+    """Return a job for FuxiCTR's preprocessing, configured as for its Criteo data sets."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from fuxictr.preprocess import FeatureProcessor, build_dataset
     from fuxictr.preprocess.build_dataset import init_ray

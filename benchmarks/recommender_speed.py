@@ -21,7 +21,7 @@ DOCUMENTED = {"num_experts": 4, "expert_hidden_units": (64,), "tower_hidden_unit
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True, help="the unpacked folder of GroupLens")
     parser.add_argument("--default", action="store_true", help="8 experts of 256 and 128 units, towers of 64")

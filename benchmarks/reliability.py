@@ -33,7 +33,7 @@ HEADINGS = ["fault", "tries", "survived", "seconds to recover or to detect: medi
 
 
 def merged(old: list[Line], new: list[Line]) -> list[Line]:
-    """All lines, but of the old ones only those of other faults or machines, in the order of faults."""
+    """Return all lines, but of the old ones only those of other faults or machines, in the order of faults."""
     replaced = {(line["fault"], line["machine"]) for line in new}
     lines = [line for line in old if (line["fault"], line["machine"]) not in replaced] + new
     order = list(dict.fromkeys(line["fault"] for line in old + new))
@@ -41,7 +41,7 @@ def merged(old: list[Line], new: list[Line]) -> list[Line]:
 
 
 def all_tables(lines: list[Line]) -> dict[str, str]:
-    """Every table of the page by name, as markdown. Lines of one fault on one machine are added up."""
+    """Return every table of the page by name, as Markdown. Lines of one fault on one machine are added up."""
     systems = systems_of(lines)
     rows: dict[tuple[str, System], list[Line]] = {}
     for line in lines:

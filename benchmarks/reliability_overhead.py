@@ -42,7 +42,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Rows are taken as they come: no checksum, no range, no null is looked at."""
+    """Take rows as they come: no checksum, no range, no null is looked at."""
     no_rows = np.empty(0, np.int64)
     with (
         patch.object(ChunkChecksums, "check_in", lambda *arguments: None),
@@ -57,7 +57,7 @@ def pass_over(loader: ParquetLoader) -> float:
 
 
 def validation(loader: ParquetLoader, turns: int) -> np.ndarray:
-    """Seconds that the checks of one batch take, by turn."""
+    """Measure the seconds that the checks of one batch take, by turn."""
     found = []
     for _ in range(turns):
         checked = pass_over(loader)

@@ -61,7 +61,7 @@ class Gpu:
     network: float
 
     def sending(self, sent: Mapping[str, float], workers: int) -> float:
-        """Returns the seconds that bytes sent by kind of collective take (see `StepCounts.sent`)."""
+        """Return the seconds that bytes sent by kind of collective take (see `StepCounts.sent`)."""
         if workers <= GPUS_PER_HOST:
             return sum(sent.values()) / self.nvlink
         # A ring passes from host to host over the links of all GPUs of a host at once.
@@ -127,17 +127,17 @@ def _features(spec_file: Path, sizes_file: Path | None) -> tuple[InputSchema, tu
 
 
 def counts_of(spec_file: Path, sizes_file: Path | None, flags: Sequence[str], workers: int) -> StepCounts:
-    """Returns the counts of a step on the features of a specification, whose data is not read."""
+    """Return the counts of a step on the features of a specification, whose data is not read."""
     return StepCounts(parse(flags, workers), *_features(spec_file, sizes_file), workers)
 
 
 def published_counts(workers: int, *flags: str) -> StepCounts:
-    """Returns the counts of the published model."""
+    """Return the counts of the published model."""
     return counts_of(OUTBRAIN, PUBLISHED_WIDTHS, flags, workers)
 
 
 def seconds_at_peak(counts: StepCounts, gpu: Gpu) -> dict[str, float]:
-    """Returns what the parts of a step take at the peaks of a GPU."""
+    """Return what the parts of a step take at the peaks of a GPU."""
     return {
         "products": counts.flops / (gpu.half if counts.is_half else gpu.single),
         "memory": sum(counts.memory.values()) / gpu.memory,
@@ -146,7 +146,7 @@ def seconds_at_peak(counts: StepCounts, gpu: Gpu) -> dict[str, float]:
 
 
 def step_seconds(counts: StepCounts, gpu: Gpu, efficiency: float, overhead: float) -> float:
-    """Returns the seconds of a step.
+    """Return the seconds of a step.
 
     Args:
         counts: its counts.
@@ -160,7 +160,7 @@ def step_seconds(counts: StepCounts, gpu: Gpu, efficiency: float, overhead: floa
 
 @cache
 def public_overhead() -> float:
-    """Seconds of a training step of the public recipe, whatever its rows, from its evaluation.
+    """Return the seconds of a training step of the public recipe, whatever its rows, from its evaluation.
 
     Seconds of a batch are a line over its rows, whose value at 0 rows is what a forward pass takes.
     """
@@ -172,13 +172,13 @@ def public_overhead() -> float:
 
 
 def fitted_efficiency(overhead: float) -> float:
-    """Share of all peaks at which one A100 trains as fast as the public recipe, with AMP."""
+    """Return the share of all peaks at which one A100 trains as fast as the public recipe, with AMP."""
     at_peak = sum(seconds_at_peak(published_counts(1, *PUBLIC_FLAGS, "--amp"), A100).values())
     return at_peak / (PUBLIC_BATCH / PUBLIC[A100, True, 1] - overhead)
 
 
 def public_check(overhead: float) -> list[Line]:
-    """Compares the model with all training speeds that the public recipe has published."""
+    """Compare the model with all training speeds that the public recipe has published."""
     efficiency, lines = fitted_efficiency(overhead), []
     for (gpu, amp, workers), published in PUBLIC.items():
         counts = published_counts(workers, *PUBLIC_FLAGS, *(["--amp"] if amp else []))
@@ -198,7 +198,7 @@ def public_check(overhead: float) -> list[Line]:
 
 
 def predictions(spec: Path, sizes: Path | None, flags: Sequence[str]) -> list[Line]:
-    """Predicts the speed of every GPU, precision, exchange and number of workers."""
+    """Predict the speed of every GPU, precision, exchange and number of workers."""
     overhead, lines = public_overhead(), []
     efficiency = fitted_efficiency(overhead)
     for gpu in (A100, H200):
@@ -235,7 +235,7 @@ def _prediction(counts: StepCounts, gpu: Gpu, exchange: str, efficiency: float, 
 
 @cache
 def scaling_tables() -> dict[str, str]:
-    """Returns the tables of docs/performance.md about the published model, by name, as markdown."""
+    """Return the tables of docs/performance.md about the published model, by name, as markdown."""
     lines = predictions(OUTBRAIN, PUBLISHED_WIDTHS, [])
     return {
         "scaling_check": _check_table(public_check(public_overhead())),

@@ -49,7 +49,7 @@ ITEMS, BATCHES, HIDDEN, ATTENTION_HIDDEN = 100_000, 4, (256, 128), (64, 32)
 
 
 def planted_layout(encoder: str, *, has_age: bool) -> InputSchema:
-    """An item, and the items clicked before with whether the user liked them and, if wanted, their age."""
+    """Describe an item, and the items clicked before with whether the user liked them and, if wanted, their age."""
     item = CategoricalInput("item", 0, 1, False, TOPICS * ITEMS_OF_TOPIC, WIDTH)
     clicked = replace(item, name="clicked_item", start=1, hotness=STEPS, multihot=True, wide="no", sequence="clicks")
     liked = replace(clicked, name="liked", start=1 + STEPS, cardinality=2, width=LIKED_WIDTH, table="liked")
@@ -59,7 +59,7 @@ def planted_layout(encoder: str, *, has_age: bool) -> InputSchema:
 
 
 def speed_layout(encoder: str, items: int, width: int, length: int) -> InputSchema:
-    """An item and the items clicked before."""
+    """Describe an item and the items clicked before."""
     item = CategoricalInput("item", 0, 1, False, items, width)
     clicked = CategoricalInput("clicked_item", 1, length, True, items, width, "item", wide="no", sequence="clicks")
     clicks = SequenceInput("clicks", length, encoder, ("clicked_item",), targets=("item",))
@@ -67,7 +67,7 @@ def speed_layout(encoder: str, items: int, width: int, length: int) -> InputSche
 
 
 def batch_of(item: np.ndarray, clicked: Lists, ages: Lists, labels: np.ndarray) -> Batch:
-    """Rows as the loader hands them over; item and labels are [rows]."""
+    """Make rows as the loader hands them over; item and labels are [rows]."""
     rows = len(item)
     return Batch(
         onehot=item[:, np.newaxis].astype(np.int32),
@@ -103,12 +103,12 @@ def planted_rows(rows: int, seed: int, *, has_age: bool) -> tuple[Batch, np.ndar
 
 
 def input_of(batch: Batch, model: RankingModel) -> StepInput[np.ndarray]:
-    """The arrays of a training step."""
+    """Return the arrays of a training step."""
     return step_input(batch, model.embeddings.lookups(batch.ids), model.layout.row_values(batch), model.tasks)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of pairs of a positive and a negative row that are in the right order; no ties are expected."""
+    """Return the share of pairs of a positive and a negative row in the right order; no ties are expected."""
     ranks = np.empty(len(scores))
     ranks[np.argsort(scores, kind="stable")] = np.arange(1, len(scores) + 1)
     positives = labels.sum()
@@ -116,7 +116,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """The rows at the given positions."""
+    """Return the rows at the given positions."""
     columns = {
         name: getattr(batch, name)[rows] for name in ("onehot", "numerical", "vectors", "labels", "weights", "rows")
     }

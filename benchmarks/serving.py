@@ -71,7 +71,7 @@ class Way:
 
 
 def main() -> int:
-    """Exports, measures, prints; returns the exit code."""
+    """Export, measure, print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tritonserver", type=Path, metavar="FOLDER", help="an installed nvidia-pytriton")
     parser.add_argument("--candidates", type=int, default=300, help="candidates of a request (default: %(default)s)")
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def write_model(folder: Path, units: tuple[int, ...]) -> None:
-    """Writes a Criteo-like model with random weights and its encoders, as a run does.
+    """Write a Criteo-like model with random weights and its encoders, as a run does.
 
     Args:
         folder: `--model_dir` of the run, which is created.
@@ -146,7 +146,7 @@ def _encoders() -> dict[str, Encoder]:
 
 
 def draw_rows(candidates: int) -> "dict[str, Arrays]":
-    """Draws a request of encoded features and one of raw columns; those of the request have equal rows."""
+    """Draw a request of encoded features and one of raw columns; those of the request have equal rows."""
     rng = np.random.default_rng(0)
     ids = {
         name: rng.integers(0, min(size, LARGEST), (candidates, 1))
@@ -165,7 +165,7 @@ def draw_rows(candidates: int) -> "dict[str, Arrays]":
 
 
 def _requests(candidates: int) -> "Iterator[tuple[str, str, Arrays]]":
-    """Yields inputs, kind of request and arrays of the four requests."""
+    """Yield inputs, kind of request and arrays of the four requests."""
     for inputs, rows in draw_rows(candidates).items():
         yield inputs, ROWS, rows
         yield inputs, RANKED, {name: own if name in CANDIDATES else own[:1] for name, own in rows.items()}
@@ -216,7 +216,7 @@ def _in_triton(folder: Path, packages: Path, candidates: int) -> Iterator[list[W
 
 
 def _asks(url: str, model: str, arrays: "Arrays") -> Callable[[], bytes]:
-    """Returns a function that posts a request in Triton's binary format and returns the body of the answer."""
+    """Return a function that posts a request in Triton's binary format and returns the body of the answer."""
     header, blobs = {"inputs": list[object](), "outputs": [{"name": LABEL, "parameters": {"binary_data": True}}]}, b""
     types = {np.dtype(np.int32): "INT32", np.dtype(np.float32): "FP32", np.dtype(np.float64): "FP64"}
     for name, array in arrays.items():
@@ -252,7 +252,7 @@ def _asks(url: str, model: str, arrays: "Arrays") -> Callable[[], bytes]:
 
 
 def measure(ways: list[Way], requests: int, clients: int, block: int = 20) -> None:
-    """Sends the requests of each way by several clients, in blocks that take turns."""
+    """Send the requests of each way by several clients, in blocks that take turns."""
 
     def timed(way: Way) -> float:
         start = time.perf_counter()
@@ -270,7 +270,7 @@ def measure(ways: list[Way], requests: int, clients: int, block: int = 20) -> No
 
 
 def table(ways: list[Way]) -> list[str]:
-    """Returns the lines of a table of what has been measured."""
+    """Return the lines of a table of what has been measured."""
     lines = [
         "| runtime | inputs | request | requests/s | p50 ms | p95 ms | p99 ms | over rows |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -63,7 +63,7 @@ REFERENCE = Configuration("float32", 1)
 
 
 def train_missing(configuration: Configuration, seeds: int, dataset: Path, work: Path, results_file: Path) -> None:
-    """Trains a configuration from all seeds that the results lack, in one group of workers."""
+    """Train a configuration from all seeds that the results lack, in one group of workers."""
     results, runs = RunsFile(results_file), []
     for seed in range(seeds):
         about = configuration._asdict() | {"seed": seed, "dataset": str(dataset), "training": TRAINING}
@@ -87,7 +87,7 @@ def train_missing(configuration: Configuration, seeds: int, dataset: Path, work:
 
 
 def values_of(runs: Sequence[dict[str, Any]], metric: str) -> dict[Configuration, list[float]]:
-    """The metric of each configuration's runs by seed; the reference first.
+    """Return the metric of each configuration's runs by seed; the reference first.
 
     Raises:
         SystemExit: the runs are of several datasets or settings, or there is none of the reference.
@@ -104,7 +104,7 @@ def values_of(runs: Sequence[dict[str, Any]], metric: str) -> dict[Configuration
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line per metric and configuration."""
+    """Format as Markdown: a line per metric and configuration."""
     lines = ["| metric | configuration | seeds | mean | deviation | minimum | maximum | KS statistic | p-value |"]
     lines.append("|" + " --- |" * 9)
     for metric in metrics_in(runs):
@@ -122,12 +122,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def metrics_in(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics that all runs have."""
+    """Return the metrics that all runs have."""
     return [metric for metric in METRICS if all(metric in run for run in runs)]
 
 
 def draw(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draws a row per metric: every run as a dot, and the distribution functions that the test compares.
+    """Draw a row per metric: every run as a dot, and the distribution functions that the test compares.
 
     Returns:
         The files written, stability.png and stability.svg.
@@ -149,7 +149,7 @@ def draw(runs: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def _draw_dots(axis: Axes, by_configuration: dict[Configuration, list[float]]) -> None:
-    """A line per configuration: a dot per run, its mean, and a deviation to both sides."""
+    """Draw a line per configuration: a dot per run, its mean, and a deviation to both sides."""
     for row, (color, values) in enumerate(_colored(by_configuration)):
         heights = row + np.linspace(-0.22, 0.22, len(values))
         axis.plot(values, heights, "o", color=color, alpha=0.55, markersize=4.5)
@@ -161,7 +161,7 @@ def _draw_dots(axis: Axes, by_configuration: dict[Configuration, list[float]]) -
 
 
 def _draw_steps(axis: Axes, by_configuration: dict[Configuration, list[float]]) -> None:
-    """Share of the runs at or below each value."""
+    """Draw the share of the runs at or below each value."""
     for color, values in _colored(by_configuration):
         axis.ecdf(values, color=color, linewidth=1.8)
     axis.set_ylabel("share of runs", color=GREY)
@@ -172,12 +172,12 @@ def _colored(by_configuration: dict[Configuration, list[float]]) -> list[tuple[s
 
 
 def _place(configuration: Configuration) -> tuple[int, int]:
-    """Sorts as MODES does, fewer workers first."""
+    """Sort as MODES does, fewer workers first."""
     return list(MODES).index(configuration.mode), configuration.workers
 
 
 def write_document(runs: Sequence[dict[str, Any]], page: Path) -> None:
-    """Puts table and settings between the marked lines of a page, and the picture beside it.
+    """Put table and settings between the marked lines of a page, and the picture beside it.
 
     Raises:
         SystemExit: the page lacks the lines.
@@ -192,7 +192,7 @@ def write_document(runs: Sequence[dict[str, Any]], page: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains what is missing, or writes what there is into a page; prints the table."""
+    """Train what is missing, or write what there is into a page; print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="runs of each configuration")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))

@@ -157,7 +157,7 @@ class StepCounts:
         )
 
     def _exchange(self, group: TableGroup, width: int) -> Exchange:
-        """How the gradient of a variable is summed, as `plan_exchange` chooses it."""
+        """Return how the gradient of a variable is summed, as `plan_exchange` chooses it."""
         training = self.options.training
         if self.is_sharded(group):
             return "shards"
@@ -166,21 +166,21 @@ class StepCounts:
         return cheaper_exchange(traffic_of(group.tables, training.global_batch_size), width, workers=self.workers)
 
     def is_sharded(self, group: TableGroup) -> bool:
-        """Whether each worker holds only a part of the rows of a group."""
+        """Return whether each worker holds only a part of the rows of a group."""
         return self.shards and group.tables[0].rows >= self.smallest
 
     # Rows
 
     def distinct(self, group: int, rows: float) -> float:
-        """Expected distinct rows of a group that so many rows of a batch look up."""
+        """Return the expected number of distinct rows of a group that so many rows of a batch look up."""
         return sum(expected_distinct(own.rows, rows * own.hotness) for own in self.groups[group].tables)
 
     def own_rows(self, group: int) -> float:
-        """Distinct rows of a group that this worker looks up."""
+        """Return the number of distinct rows of a group that this worker looks up."""
         return self.distinct(group, self.batch)
 
     def updated_rows(self, table: TableVariable) -> float:
-        """Rows of a variable that this worker updates: those that any worker looks up, of which it holds some."""
+        """Return the number of rows of a variable that this worker updates: its own among all that are looked up."""
         everywhere = self.distinct(table.group, self.batch * self.workers)
         return everywhere / self.workers if table.exchange == "shards" else everywhere
 

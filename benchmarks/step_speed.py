@@ -36,7 +36,7 @@ def step_flops(batch: int, widths: Sequence[int]) -> float:
 
 
 def bare_seconds(batch: int, widths: Sequence[int], dtype: str) -> float:
-    """Seconds of the products of one step.
+    """Measure the seconds of the products of one step.
 
     Args:
         batch: rows.

@@ -24,7 +24,7 @@ def write_rows(
     cardinality: int | None = None,
     width_divisor: int = 1,
 ) -> FeatureSpec:
-    """Writes a dataset of snappy parquet with page checksums, one file per mapping, and its specification.
+    """Write a dataset of snappy parquet with page checksums, one file per mapping, and its specification.
 
     Ids are skewed as in click logs: an id is floor(cardinality * uniform ** 3), whatever the cardinality.
 
@@ -50,7 +50,7 @@ def write_rows(
 
 
 def write_dataset(spec: FeatureSpec, rows: int, test_rows: int = 0) -> FeatureSpec:
-    """Writes random rows of a specification to its folder; without rows of its own, `test` has those of `train`.
+    """Write random rows of a specification to its folder; without rows of its own, `test` has those of `train`.
 
     Returns:
         The specification of the written files.
@@ -63,7 +63,7 @@ def write_dataset(spec: FeatureSpec, rows: int, test_rows: int = 0) -> FeatureSp
 
 
 def write_sequences(folder: Path, rows: int, steps: int, *, id_dtype: str = "int32") -> FeatureSpec:
-    """Writes a dataset of a one-hot feature and a sequence of three columns, two of ids and one of numbers.
+    """Write a dataset of a one-hot feature and a sequence of three columns, two of ids and one of numbers.
 
     Args:
         folder: an existing, empty folder.
@@ -101,7 +101,7 @@ def _add_groups(document: dict[str, Any]) -> None:
 
 
 def write_mapping(spec: FeatureSpec, mapping: str, rows: int) -> Any:
-    """Writes random rows of a mapping, which has one chunk, beside the specification; returns its stored chunk."""
+    """Write random rows of a mapping, which has one chunk, beside the specification; return its stored chunk."""
     (chunk,) = spec.chunks(mapping)
     with DatasetWriter(spec.folder, mapping, parquet_schema(spec, chunk.features), rows_per_file=rows) as writer:
         for table in random_tables(spec, mapping, rows, signal=1.0):

@@ -34,7 +34,7 @@ TRAINING = (
 
 
 def run(data: Path, folder: Path, model: str, seed: int) -> dict[str, Any]:
-    """Trains a model; returns its losses on the test rows."""
+    """Train a model; return its losses on the test rows."""
     flags = ["--dataset_path", data, "--model_dir", folder / "model", "--results_dir", folder / "results"]
     flags += ["--model", model, "--expert_hidden_units", MODELS[model], "--seed", seed, *TRAINING.split()]
     if run_main([str(flag) for flag in flags]):
@@ -47,7 +47,7 @@ def run(data: Path, folder: Path, model: str, seed: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a row per correlation, mean ± deviation over seeds of each model, and how often mmoe wins."""
+    """Format as Markdown: a row per correlation, mean ± deviation over seeds by model, and how often mmoe wins."""
     lines = [f"| correlation | {' | '.join(MODELS)} | mmoe below shared_bottom | mmoe below omoe |"]
     lines.append("|" + " --- |" * (len(MODELS) + 3))
     for correlation in sorted({result["correlation"] for result in results}, reverse=True):
@@ -62,13 +62,13 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def losses_of(results: list[dict[str, Any]], correlation: float, model: str) -> list[float]:
-    """Final losses by seed."""
+    """Return the final losses by seed."""
     chosen = [result for result in results if (result["correlation"], result["model"]) == (correlation, model)]
     return [result["loss"] for result in sorted(chosen, key=lambda result: result["seed"])]
 
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
-    """A panel per correlation: a dot per seed and the mean of each model."""
+    """Draw a panel per correlation: a dot per seed and the mean of each model."""
     import matplotlib
 
     from trainer.report.plots import COLORS, STYLE
@@ -93,7 +93,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    """Runs what is missing, or prints and draws what there is."""
+    """Run what is missing, or print and draw what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("synthetic_tasks"), help="dataset, runs and results.jsonl")
     parser.add_argument("--seeds", type=int, default=5)

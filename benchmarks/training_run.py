@@ -48,15 +48,15 @@ class TrainingRun:
         self._batches, self._steps_done = endless_batches(data.train_loader, self.step), 0
 
     def batches(self, number: int) -> list[Packed]:
-        """Takes so many batches from the loader."""
+        """Take so many batches from the loader."""
         return [next(self._batches) for _ in range(number)]
 
     def seconds(self, steps: int) -> float:
-        """Returns the seconds that some whole steps take: waiting for the loader, computing, exchanging, updating."""
+        """Return the seconds that some whole steps take: waiting for the loader, computing, exchanging, updating."""
         return self.seconds_of(islice(self._batches, steps))
 
     def seconds_of(self, batches: Iterable[Packed]) -> float:
-        """Returns the seconds that steps on some batches take, with the time that the batches take to come.
+        """Return the seconds that steps on some batches take, with the time that the batches take to come.
 
         As in main.py, results are read one step late, so that the host runs ahead of a GPU.
         """
@@ -71,15 +71,15 @@ class TrainingRun:
         return time.perf_counter() - started
 
     def losses(self, steps: int) -> list[float]:
-        """Returns the loss of each of the next steps, the mean over the tasks."""
+        """Return the loss of each of the next steps, the mean over the tasks."""
         return [float(tf.reduce_mean(self.train(batch))) for batch in islice(self._batches, steps)]
 
     def train(self, batch: Packed) -> tf.Tensor:
-        """Starts a step; returns the losses, [tasks] float32."""
+        """Start a step; return the losses, [tasks] float32."""
         self._steps_done += 1
         return self.step(batch, tf.constant(self._steps_done))
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Returns the milliseconds per step of each part, run one after the other; in a whole step they may overlap."""
+        """Return the milliseconds per step of each part, run one after the other; in a whole step they may overlap."""
         parts = measure_parts(self.step, self._batches, self._steps_done, steps)
         return {name: round(milliseconds, 1) for name, milliseconds in parts.items()}

@@ -25,7 +25,7 @@ PATIENCE = 120  # seconds until the server must answer
 def serving(
     packages: Path, folder: Path, repository: Path, models: Sequence[str], *, fits: bool = True
 ) -> Iterator[str]:
-    """Yields the URL of a server that ends afterwards.
+    """Yield the URL of a server that ends afterwards.
 
     Args:
         packages: folder of the installed packages.
@@ -67,7 +67,7 @@ def serving(
 
 
 def _backends(server: Path, folder: Path) -> Path:
-    """Returns a backend directory as tritonserver wants it: the package keeps the interpreters' stubs apart."""
+    """Return a backend directory as tritonserver wants it: the package keeps the interpreters' stubs apart."""
     shutil.copytree(server / "backends", folder / "backends")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "backends/python")
@@ -75,7 +75,7 @@ def _backends(server: Path, folder: Path) -> Path:
 
 
 def _interpreter(packages: Path, folder: Path) -> Path:
-    """Returns programs of an interpreter with the packages' NumPy, and otherwise with the packages of this one."""
+    """Return programs of an interpreter with the packages' NumPy, and otherwise with the packages of this one."""
     venv.create(folder, with_pip=False)
     (own,) = folder.glob("lib/python*/site-packages")
     for path in packages.glob("numpy*"):
@@ -85,7 +85,7 @@ def _interpreter(packages: Path, folder: Path) -> Path:
 
 
 def _environment(packages: Path, programs: Path) -> dict[str, str]:
-    """Returns the server's environment: its stub runs the first interpreter on PATH, and needs its shared library."""
+    """Return the server's environment: its stub runs the first interpreter on PATH, and needs its shared library."""
     libraries = [sysconfig.get_config_var("LIBDIR"), str(packages / "nvidia_pytriton.libs")]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "PYTHONDONTWRITEBYTECODE": "1"}
