@@ -19,18 +19,18 @@ MIN_ROW_GROUPS, MAX_ROW_GROUPS = 8, 64
 
 
 def sample_rows(spec: FeatureSpec) -> int:
-    """Returns the number of rows to sample: SAMPLE_ROWS, or fewer for many columns and labels."""
+    """Return the number of rows to sample: SAMPLE_ROWS, or fewer for many columns and labels."""
     columns = max(MIN_COLUMNS, _columns(spec))
     return min(SAMPLE_ROWS, max(MIN_ROWS, COMPARISONS // (columns * len(spec.labels))))
 
 
 def max_read(spec: FeatureSpec) -> int:
-    """Returns the maximum number of rows to decode for the sample."""
+    """Return the maximum number of rows to decode for the sample."""
     return MAX_VALUES // (_columns(spec) + len(spec.labels))
 
 
 def _columns(spec: FeatureSpec) -> int:
-    """Returns the number of input columns of a batch."""
+    """Return the number of input columns of a batch."""
     lists = sum(feature.max_hotness or 0 for feature in spec.multihot + spec.weighted)
     lists += sum(sequence.length * len(sequence.features) for sequence in spec.sequences)
     return len(spec.onehot) + len(spec.numerical) + vector_columns(spec) + lists
@@ -42,7 +42,7 @@ def draw_sample(
     max_read: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Batch:
-    """Samples random rows of evenly spread row groups; deterministic.
+    """Sample random rows of evenly spread row groups; deterministic.
 
     Only the sample and one row group are in memory at a time.
 
@@ -96,7 +96,7 @@ def spread_row_groups(row_group_rows: np.ndarray, max_rows: int, max_read: int |
 
 
 def quotas_of(row_group_rows: np.ndarray, max_rows: int) -> np.ndarray:
-    """Returns the number of rows to take from each row group, [row_groups] int64, at most `max_rows` in total.
+    """Return the number of rows to take from each row group, [row_groups] int64, at most `max_rows` in total.
 
     Rows are shared evenly. Row groups smaller than their share are taken completely and leave the rest to larger ones.
     """
