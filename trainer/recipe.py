@@ -29,7 +29,7 @@ BATCH_SIZES = (256, 65_536)
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 # Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
 # outweigh embeddings: they are scaled to NUMBERS_OVER_PRIOR times its standard deviation. The prior widens from
-# SMALL_ROWS rows on, and where positive rows are rare, since then each row tells less.
+# SMALL_ROWS rows on.
 SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
 NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
@@ -62,12 +62,14 @@ class TrainingData(NamedTuple):
         has_numbers: whether there are numbers or vectors beside the ids.
         information: how much a row tells, in (0, 1]: 4 p (1 - p) for a binary label that is 1 in a share p of the
             rows, summed over the labels, at most 1.
+        left_out: mean factor in the weights of the rows that `--negatives logit` leaves out; 1 without the flag.
     """
 
     rows: int
     ids: int
     has_numbers: bool
     information: float
+    left_out: float = 1.0
 
 
 class Choice(NamedTuple):
@@ -99,7 +101,7 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
 
 
 def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
-    rows, ids, has_numbers, information = data
+    rows, ids, has_numbers, information, left_out = data
     batch = batch_size_for(rows)
     optimizer = "Adam's usual rate, lowered by the schedule"
     are_well_known = rows * information >= ROWS_PER_ID * ids
@@ -108,7 +110,7 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     # The dot products of small embeddings would vanish beside the numbers' vector.
     has_dots = given.get("interaction", ModelOptions.interaction) == DOT
     are_small = is_normalized and not are_well_known and not has_dots
-    l2 = l2_for(rows, information if are_small else None)
+    l2 = l2_for(rows, are_small=are_small)
     stopping = "training ends when the validation loss no longer falls"
     found = [
         Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
@@ -117,9 +119,8 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
         Choice("optimizer", "adam", optimizer),
         Choice("deep_learning_rate", 0.001, optimizer),
         Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
-        Choice("l2_reg_embedding", l2, f"for {rows:,} rows: ids that few of them have keep small embeddings"),
-    ]
-    found += [
+        # Without weights, a positive row has a larger share of the mean loss; the prior keeps pace with it.
+        Choice("l2_reg_embedding", _two_digits(l2 * left_out), f"for {rows:,} rows: rare ids keep small embeddings"),
         Choice("embedding_init_std", 0.01, "embeddings start with little influence"),
         Choice("output_bias", "base_rate", "the first prediction is the mean of the labels"),
     ]
@@ -167,23 +168,27 @@ def batch_size_for(rows: int) -> int:
     return size
 
 
-def l2_for(rows: int, information: float | None = None) -> float:
+def l2_for(rows: int, *, are_small: bool) -> float:
     """Return the factor of the embeddings' sum of squares in the mean loss, rounded to two digits.
 
     Args:
         rows: number of training rows.
-        information: that of `TrainingData` for the narrow prior; None for the wide one.
+        are_small: whether embeddings have the narrow prior instead of the wide one.
     """
     factor = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
-    if information is not None:
+    if are_small:
         small = min(LARGEST_SMALL_L2, 1 / (2 * rows * SMALL_STD**2)) * min(1.0, SMALL_ROWS / rows) ** 0.5
-        factor = max(factor, information * small)
-    return float(f"{factor:.2g}")
+        factor = max(factor, small)
+    return _two_digits(factor)
 
 
 def scale_for(rows: int, l2: float) -> float:
     """Return the factor of numbers beside embeddings with a prior of this L2 factor, rounded to two digits."""
-    return float(f"{min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * l2)):.2g}")
+    return _two_digits(min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * l2)))
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
 
 
 def _training_data(given: Mapping[str, Any]) -> TrainingData:
@@ -199,15 +204,29 @@ def _training_data(given: Mapping[str, Any]) -> TrainingData:
     ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.categorical}
     rows = max(1, sum(file.metadata.num_rows for file in files))
     has_numbers = bool(spec.numerical or spec.vectors or spec.sequences)
-    return TrainingData(rows, sum(ids.values()), has_numbers, _information(spec, data.train_mapping))
+    sample = _label_sample(spec, data.train_mapping)
+    left_out = _weight_left_out(spec, sample) if given.get("negatives") == "logit" else 1.0
+    return TrainingData(rows, sum(ids.values()), has_numbers, _information(spec, sample), left_out)
 
 
-def _information(spec: FeatureSpec, mapping: str) -> float:
+def _label_sample(spec: FeatureSpec, mapping: str) -> np.ndarray:
+    """Return the labels of some rows, [rows, labels]; NaN where they are unknown."""
+    labels = spec.only(LABEL)
+    return draw_sample(ParquetReader(labels, mapping), max_read=max_read(labels)).labels
+
+
+def _information(spec: FeatureSpec, sample: np.ndarray) -> float:
     """Return `TrainingData.information`; 1 if not all labels are binary."""
     if not all(label.is_binary for label in spec.labels):
         return 1.0
-    labels = spec.only(LABEL)
-    sample = draw_sample(ParquetReader(labels, mapping), max_read=max_read(labels)).labels
     known = np.isfinite(sample)
     shares = np.sum(sample, axis=0, where=known) / np.maximum(known.sum(axis=0), 1)
     return min(1.0, max(LEAST_INFORMATION, float(np.sum(4 * shares * (1 - shares)))))
+
+
+def _weight_left_out(spec: FeatureSpec, sample: np.ndarray) -> float:
+    """Return `TrainingData.left_out` of a run with `--negatives logit`."""
+    rate = spec.sample_weight.negative_rate if spec.sample_weight else None
+    binary = [index for index, label in enumerate(spec.labels) if label.is_binary]
+    positive = float(np.mean((sample[:, binary] > 0).any(axis=1)))
+    return positive + (1 - positive) / (rate or 1.0)

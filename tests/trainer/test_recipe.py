@@ -51,7 +51,7 @@ def test_batch_size_gives_about_150_steps(rows, batch):
 
 def test_l2_is_the_prior_of_the_mean_loss():
     # 1 / (2 * 610,000 * 0.04^2) = 0.000512...
-    factors = {rows: l2_for(rows) for rows in (61, 61_000, 610_000, 6_100_000)}
+    factors = {rows: l2_for(rows, are_small=False) for rows in (61, 61_000, 610_000, 6_100_000)}
     assert factors[610_000] == 0.00051 == pytest.approx(10 * factors[6_100_000], rel=0.02)
     assert factors[61_000] == factors[61] == 0.001
 
@@ -59,42 +59,40 @@ def test_l2_is_the_prior_of_the_mean_loss():
 def test_numbers_are_a_multiple_of_the_prior():
     assert [scale_for(rows, 0.005) for rows in (100, 80_000, 609_000)] == [1.0, 0.088, 0.032]
     # From 55 million rows on, the prior has a deviation of 0.04.
-    assert scale_for(100_000_000, l2_for(100_000_000, 1.0)) == pytest.approx(0.1, abs=0.001)
+    assert scale_for(100_000_000, l2_for(100_000_000, are_small=True)) == pytest.approx(0.1, abs=0.001)
 
 
 def test_l2_of_small_embeddings_falls_to_the_prior():
-    factors = [l2_for(rows, 1.0) for rows in (100, 300_000, 600_000, 6_000_000, 100_000_000)]
+    factors = [l2_for(rows, are_small=True) for rows in (100, 300_000, 600_000, 6_000_000, 100_000_000)]
     # 1 / (2 * 300,000 * 0.013^2); a half; a half / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
     assert factors == [0.02, 0.0099, 0.0049, 0.00016, 3.1e-06]
 
 
-def test_l2_of_small_embeddings_follows_the_positive_rows(tmp_path):
-    assert [l2_for(300_000, information) for information in (0.5, 0.01)] == [0.0049, 0.001]
-    # 36 of 360 rows, and another label with 1 in 180 of the 270 rows where it is known.
-    clicks, likes = np.arange(360) % 10 == 0, np.where(np.arange(360) % 4 == 0, np.nan, np.arange(360) % 4 > 1)
-    for labels, expected in (
-        ({"click": clicks}, 4 * 0.1 * 0.9),
-        ({"click": clicks, "like": likes}, 1),
-        (
-            {"click": np.arange(360) % 20 == 0, "like": np.arange(360) % 50 == 0},
-            4 * (0.05 * 0.95 + 8 / 360 * 352 / 360),
-        ),
-    ):
-        folder = tmp_path / "-".join(f"{name}{np.nansum(values)}" for name, values in labels.items())
-        write_labels(folder, labels)
-        l2 = make_options({"dataset_path": folder}).training.l2_reg_embedding
-        assert l2 == pytest.approx(0.02 * expected, rel=0.05)
+def test_l2_makes_up_for_the_weights_that_are_left_out(tmp_path):
+    # 20 of 200 rows are positive; each of the others stands for 10: their mean is 0.1 + 0.9 * 10.
+    write_labels(tmp_path / "data", {"click": np.arange(200) % 10 == 0}, negative_rate=0.1)
+    factors = [
+        make_options({"dataset_path": tmp_path / "data", "negatives": negatives}).training.l2_reg_embedding
+        for negatives in ("weights", "logit")
+    ]
+    assert factors == [0.02, 0.18]
 
 
-def write_labels(folder: Path, labels: dict[str, np.ndarray]) -> None:
-    """A dataset with a feature of 50 ids and these labels."""
+def write_labels(folder: Path, labels: dict[str, np.ndarray], *, negative_rate: float | None = None) -> None:
+    """A dataset with a feature of 50 ids, these labels, and weights of 1 / negative_rate for the negatives."""
     folder.mkdir()
-    items = pa.array(np.arange(len(next(iter(labels.values())))) % 50, pa.int32())
+    features = {"item": {"cardinality": 50}} | {name: {"missing": "ignore"} for name in labels}
     columns = {name: pa.array(values.astype(np.float32), from_pandas=True) for name, values in labels.items()}
-    pq.write_table(pa.table({"item": items} | columns), folder / "rows.parquet", row_group_size=100)
-    chunk = [{"type": "parquet", "features": ["item", *labels], "files": ["rows.parquet"]}]
+    rows = len(next(iter(labels.values())))
+    columns["item"] = pa.array(np.arange(rows) % 50, pa.int32())
+    if negative_rate is not None:
+        features["weight"] = {"role": "sample_weight", "negative_rate": negative_rate}
+        is_positive = np.any([values > 0 for values in labels.values()], axis=0)
+        columns["weight"] = pa.array(np.where(is_positive, 1, 1 / negative_rate).astype(np.float32))
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=100)
+    chunk = [{"type": "parquet", "features": list(features), "files": ["rows.parquet"]}]
     document = {
-        "feature_spec": {"item": {"cardinality": 50}} | {name: {"missing": "ignore"} for name in labels},
+        "feature_spec": features,
         "source_spec": {"train": chunk, "test": chunk},
         "channel_spec": {"onehot_categorical": ["item"], "label": list(labels)},
     }
@@ -130,10 +128,21 @@ def test_embeddings_and_numbers_are_small_where_ids_are_rare(tmp_path, rows, fla
     assert make_options({"dataset_path": tmp_path, **flags}).model.numerical_scale == 1
 
 
-@pytest.mark.parametrize(("period", "dropout"), [(2, 0.0), (10, 0.2)])
-def test_rows_with_rare_positives_count_less(tmp_path, period, dropout):
-    # 108 rows for each of 50 ids; with one positive row in ten, they count as 39.
-    write_labels(tmp_path / "data", {"click": np.arange(5_400) % period == 0})
+EVERY = {period: np.arange(5_400) % period == 0 for period in (2, 6, 10)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "dropout"),
+    [
+        ({"click": EVERY[2]}, 0.0),  # 108 rows for each of 50 ids
+        ({"click": EVERY[10]}, 0.2),  # they count as 4 * 0.1 * 0.9 of 108
+        ({"click": EVERY[6]}, 0.2),
+        ({"click": EVERY[6], "like": EVERY[6]}, 0.0),  # twice 4 * 1/6 * 5/6 is more than 1
+        ({"click": np.where(np.arange(5_400) % 4 < 2, EVERY[2], np.nan)}, 0.0),  # half of the known labels
+    ],
+)
+def test_rows_with_rare_positives_count_less(tmp_path, labels, dropout):
+    write_labels(tmp_path / "data", labels)
     assert make_options({"dataset_path": tmp_path / "data"}).model.deep_dropout == dropout
 
 
