@@ -77,7 +77,7 @@ def draw_sample(
 
 
 def spread_row_groups(row_group_rows: np.ndarray, max_rows: int, max_read: int | None = None) -> np.ndarray:
-    """Chooses evenly spread row groups, as many as are expected to have enough rows.
+    """Choose evenly spread row groups, as many as are expected to have enough rows.
 
     Args:
         row_group_rows: [row_groups] int64 rows per row group.
