@@ -14,7 +14,8 @@ def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < LARGE_BYTES or np.dtype(dtype).hasobject:
         return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, size)
+    # Private, unlike the default: the kernel maps no huge pages of shared memory.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
