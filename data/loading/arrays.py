@@ -2,6 +2,7 @@
 
 import math
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -19,3 +20,9 @@ def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer page faults while the array is first filled; Linux only
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def joined_array(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Like np.concatenate of arrays of the same dtype and width, into an array as `empty_array` allocates it."""
+    joined = empty_array((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    return np.concatenate(parts, out=joined)

@@ -208,15 +208,15 @@ class Decoded(NamedTuple):
     """The lists of decoded rows, and the values that were changed while decoding.
 
     Attributes:
-        id_lists: the lists of int32, [rows, features] in the order of `FeatureSpec.id_lists`.
-        number_lists: the lists of float32, [rows, columns] in the order of `FeatureSpec.number_lists`.
+        id_lists: [rows, 1] lists of int32 of each feature, in the order of `FeatureSpec.id_lists`.
+        number_lists: [rows, 1] lists of float32 of each column, in the order of `FeatureSpec.number_lists`.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
-    id_lists: Lists
-    number_lists: Lists
+    id_lists: Sequence[Lists]
+    number_lists: Sequence[Lists]
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 

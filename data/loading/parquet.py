@@ -21,7 +21,7 @@ from data.files.parquet import ChunkChecksums, arrow_file, ranges_of, read_foote
 from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows, vector_columns
 from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
 from data.loading.identity import DataIdentity
-from data.loading.lists import Lists, empty_lists, join_columns, join_rows
+from data.loading.lists import Lists, join_rows
 from data.spec.columns import ALIGNMENTS
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
@@ -500,8 +500,8 @@ class ParquetReader:
                 out.weights[bad_rows] = 0
         self._check_lengths(begin, {name: np.concatenate(own)[:, 0] for name, own in lengths.items()})
         ids, numbers = (
-            join_columns([empty_lists(stop - start, 0, dtype), *(join_rows(lists[each.name]) for each in features)])
-            for features, dtype in ((self._spec.id_lists, np.int32), (self._spec.number_lists, np.float32))
+            [join_rows(lists[feature.name]) for feature in features]
+            for features in (self._spec.id_lists, self._spec.number_lists)
         )
         return Decoded(ids, numbers, cut, replaced)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loading.arrays import LARGE_BYTES, empty_array
+from data.loading.arrays import LARGE_BYTES, empty_array, joined_array
 
 
 def test_large_arrays_lie_in_private_memory():
@@ -18,3 +18,11 @@ def test_large_arrays_lie_in_private_memory():
             assert permissions == "rw-p"
             return
     pytest.fail("the array is nowhere")
+
+
+@pytest.mark.parametrize("rows", [3, LARGE_BYTES // 8])
+def test_joined_arrays(rows):
+    parts = [np.full((count, 2), count, np.float32) for count in (rows, 0, 2)]
+    joined = joined_array(parts)
+    assert joined.dtype == np.float32 and joined.shape == (rows + 2, 2)
+    assert (joined[:rows] == rows).all() and (joined[rows:] == 2).all()
