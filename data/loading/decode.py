@@ -319,7 +319,7 @@ def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> t
 
     reject_nulls(column, items, location, row_of)
     ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
-    lengths = np.diff(offsets).astype(np.int32)[:, np.newaxis]
+    lengths = np.diff(offsets).astype(np.int32, copy=False)[:, np.newaxis]
     return Lists(ids, lengths), np.searchsorted(offsets, replaced, side="right") - 1
 
 
