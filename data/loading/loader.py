@@ -47,7 +47,7 @@ class LoaderSize(NamedTuple):
         row_bytes: bytes of a row in a batch.
         list_values: values per row in all lists, in the row groups that have the most of them.
         window_bytes: bytes of the open windows: buffers of decoded rows, their order, and the lists of one window.
-        decoded_bytes: bytes of the longest row group, decompressed.
+        decoded_bytes: bytes that decoding the longest row group takes meanwhile.
     """
 
     rows: int
@@ -363,7 +363,7 @@ class ParquetLoader:
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
 
-        The estimate sums the open windows, their row permutations, the columns of the longest row group, the
+        The estimate sums the open windows, their row permutations, what decoding the longest row group takes, the
         prefetched batches, and the lists of one window, which takes those of its row groups.
         """
         size, row_bytes = self.size(self._workers), self.row_bytes
