@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data.loading.batch import Batch, copy_rows, slice_rows, vector_columns
-from data.loading.lists import join_rows
+from data.loading.lists import join_rows, stack_columns
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
@@ -68,8 +68,8 @@ def draw_sample(
         buffer = reader.allocate(rows)
         positions = rng.permutation(rows)[:quota]
         decoded = reader.decode(row_group, 0, rows, buffer)
-        lists.append(decoded.id_lists.take(positions))
-        weights.append(decoded.number_lists.take(positions))
+        lists.append(stack_columns([decoded.id_lists], np.int32).take(positions))
+        weights.append(stack_columns([decoded.number_lists], np.float32).take(positions))
         copy_rows(buffer, positions, slice_rows(sample, start, start + quota))
         start += quota
         on_progress(done, len(row_groups))

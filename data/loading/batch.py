@@ -1,7 +1,7 @@
 """Allocate, copy and pad the arrays of a `Batch`, which also serve as the loader's buffers of decoded rows."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from data.loading.lists import Lists, empty_lists, join_rows
 from data.spec.feature_spec import FeatureSpec
 
 PAD = -1
+MATRICES = ("onehot", "numerical", "training_only", "labels")  # fields of a batch with 4 bytes per row and column
 ITEM_BYTES = 4  # of a value in a list: an int32 id, or its float32 weight
 
 
@@ -124,6 +125,27 @@ def bytes_per_row(spec: FeatureSpec, *, with_group: bool, extra_dtypes: Sequence
     # length of a list, and the int64 position of its end.
     lists = 12 * (len(spec.id_lists) + len(spec.number_lists))
     return 4 * (columns + 1) + lists + 8 * (1 + with_group) + sum(dtype.itemsize for dtype in extra_dtypes)
+
+
+def column_bytes_per_row(spec: FeatureSpec) -> int:
+    """Return the bytes per row of what `by_column` allocates."""
+    return 4 * (len(spec.onehot) + len(spec.numerical) + len(spec.training_only) + len(spec.labels))
+
+
+def by_column(batch: Batch) -> Batch:
+    """Return the batch with new MATRICES, of undefined contents, that lie in memory column by column.
+
+    Writing all columns there, and then the rows with `copy_columns`, is faster than writing each with a stride.
+    """
+    old = [getattr(batch, name) for name in MATRICES]
+    new: list[Any] = [np.empty(matrix.shape[::-1], matrix.dtype).T for matrix in old]
+    return batch._replace(**dict(zip(MATRICES, new, strict=True)))
+
+
+def copy_columns(source: Batch, target: Batch) -> None:
+    """Copy the MATRICES of `source`, which lie in memory column by column, to a batch of as many rows."""
+    for name in MATRICES:
+        getattr(target, name)[...] = getattr(source, name)
 
 
 def slice_rows(batch: Batch, begin: int, end: int) -> Batch:

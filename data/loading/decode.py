@@ -18,8 +18,6 @@ from data.spec.features import Feature
 # How to handle an id outside [0, cardinality): raise; use the `unseen_id` of the feature, or raise if it states none;
 # use the nearest valid id; or do that and give the row weight 0.
 OovPolicy = Literal["error", "unseen", "clip", "drop"]
-# Rows transposed at a time, few enough for source and target to stay in the CPU cache.
-BLOCK_ROWS = 8192
 LIST_DTYPES = {"id_lists": np.int32, "number_lists": np.float32}
 
 
@@ -208,84 +206,67 @@ class Decoded(NamedTuple):
     """The lists of decoded rows, and the values that were changed while decoding.
 
     Attributes:
-        id_lists: the lists of int32, [rows, features] in the order of `FeatureSpec.id_lists`.
-        number_lists: the lists of float32, [rows, columns] in the order of `FeatureSpec.number_lists`.
+        id_lists: [rows, 1] lists of int32 of each feature, in the order of `FeatureSpec.id_lists`.
+        number_lists: [rows, 1] lists of float32 of each column, in the order of `FeatureSpec.number_lists`.
         cut: number of lists cut to max_hotness, by column.
         replaced: [replaced] int64 row of each id that was out of range, by column; columns without such ids are
             left out.
     """
 
-    id_lists: Lists
-    number_lists: Lists
+    id_lists: Sequence[Lists]
+    number_lists: Sequence[Lists]
     cut: Mapping[str, int]
     replaced: Mapping[str, np.ndarray]
 
 
-class DecodedTable(NamedTuple):
-    """The lists of a table with some of the columns of a batch, and the values that were changed while decoding.
+class DecodedLists(NamedTuple):
+    """Lists of a column.
 
     Attributes:
-        lists: [rows, 1] lists of ids (int32) and of numbers (float32) of each such column in the table, by column.
-        lengths: [rows, 1] int32 lengths of these lists before they were cut, by column.
-        cut: number of lists cut to max_hotness, by column.
-        replaced: as in `Decoded`.
+        lists: [rows, 1] lists of int32 ids or float32 numbers.
+        lengths: [rows] int32 lengths of these lists before they were cut.
+        cut: number of lists cut to max_hotness.
     """
 
-    lists: Mapping[str, Lists]
-    lengths: Mapping[str, np.ndarray]
-    cut: Mapping[str, int]
-    replaced: Mapping[str, np.ndarray]
+    lists: Lists
+    lengths: np.ndarray
+    cut: int
 
 
-def decode_table(table: pa.Table, columns: Sequence[BatchColumn], location: Location, out: Batch) -> DecodedTable:
-    """Decode the rows of a table into `out`, a batch of the same number of rows, except for their lists.
+def decode_column(
+    column: BatchColumn, stored: pa.ChunkedArray, location: Location, out: Batch
+) -> tuple[DecodedLists | None, np.ndarray]:
+    """Decode some rows of a column into `out`, unless they are lists.
 
     Args:
-        table: stored columns, including those of all `columns`.
-        columns: columns to decode.
+        column: column to decode.
+        stored: its stored values.
         location: where the first row is stored, for messages.
-        out: batch to write to; other fields are left unchanged.
+        out: batch of the same rows to write to; other columns are left unchanged.
 
     Returns:
-        The lists, which of them were cut, and the ids that were replaced.
+        The lists, or None, and the [replaced] int64 row of each id that was out of range.
 
     Raises:
         DataError: if a value is missing or out of range, naming the file, the row and the value.
     """
-    # Columns are decoded one by one, then transposed together into the row-major fields [rows, columns].
-    matrices: dict[str, list[tuple[int, np.ndarray]]] = {
-        field: [] for field in ("onehot", "numerical", "training_only", "labels")
-    }
-    lists: dict[str, Lists] = {}
-    lengths: dict[str, np.ndarray] = {}
-    cut: dict[str, int] = {}
-    replaced: dict[str, np.ndarray] = {}
-    for column in columns:
-        array = _one_array(table.column(column.name))
-        if column.field == "extra":
-            out.extra[column.slot][:] = _decode_extra(column, array, location)
-            continue
-        if column.dimension is not None:
-            values = _decode_vectors(column, array, column.dimension, location)
-            out.vectors[:, column.slot : column.slot + column.dimension] = values
-            continue
-        if column.longest is not None:
-            whole, bad_rows = _decode_lists(column, array, location)
-            kept = whole.cut([column.longest], keep_last=column.keep_last)
-            if column.field == "id_lists":  # numbers are cut with their ids
-                cut[column.name] = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
-            lists[column.name], lengths[column.name] = kept.astype(LIST_DTYPES[column.field]), whole.lengths
-        else:
-            values, bad_rows = _decode_numbers(column, array, location)
-            if column.field in matrices:
-                matrices[column.field].append((column.slot, values))
-            else:
-                getattr(out, column.field)[:] = values
-        if len(bad_rows):
-            replaced[column.name] = bad_rows
-    for field, slots in matrices.items():
-        _copy_columns(slots, getattr(out, field))
-    return DecodedTable(lists, lengths, cut, replaced)
+    array, no_rows = _one_array(stored), np.zeros(0, np.int64)
+    if column.field == "extra":
+        out.extra[column.slot][:] = _decode_extra(column, array, location)
+        return None, no_rows
+    if column.dimension is not None:
+        values = _decode_vectors(column, array, column.dimension, location)
+        out.vectors[:, column.slot : column.slot + column.dimension] = values
+        return None, no_rows
+    if column.longest is not None:
+        whole, replaced = _decode_lists(column, array, location)
+        kept = whole.cut([column.longest], keep_last=column.keep_last)
+        cut = 0 if kept is whole else int(np.count_nonzero(kept.lengths < whole.lengths))
+        return DecodedLists(kept.astype(LIST_DTYPES[column.field]), whole.lengths[:, 0], cut), replaced
+    values, replaced = _decode_numbers(column, array, location)
+    field = getattr(out, column.field)
+    (field if field.ndim == 1 else field[:, column.slot])[:] = values
+    return None, replaced
 
 
 def extra_dtype(stored: pa.DataType) -> np.dtype:
@@ -319,7 +300,7 @@ def _decode_lists(column: BatchColumn, array: pa.Array, location: Location) -> t
 
     reject_nulls(column, items, location, row_of)
     ids, replaced = usable_values(column, items.to_numpy(), location, row_of)
-    lengths = np.diff(offsets).astype(np.int32)[:, np.newaxis]
+    lengths = np.diff(offsets).astype(np.int32, copy=False)[:, np.newaxis]
     return Lists(ids, lengths), np.searchsorted(offsets, replaced, side="right") - 1
 
 
@@ -355,19 +336,3 @@ def _offsets_and_items(column: BatchColumn, array: pa.Array, location: Location)
     # The offsets of a sliced array point into the values of the whole row group.
     offsets = array.offsets.to_numpy()
     return offsets - offsets[0], array.values.slice(offsets[0], offsets[-1] - offsets[0])
-
-
-def _copy_columns(columns: list[tuple[int, np.ndarray]], matrix: np.ndarray) -> None:
-    """Write [rows] columns to their slots of a [rows, slots] matrix.
-
-    Transposing a block of rows at once is faster than writing each column with a stride.
-    """
-    transposed = np.empty((matrix.shape[1], BLOCK_ROWS), matrix.dtype)
-    for begin in range(0, len(matrix), BLOCK_ROWS):
-        rows = slice(begin, min(begin + BLOCK_ROWS, len(matrix)))
-        block = transposed[:, : rows.stop - begin]
-        if len(columns) < len(block):  # the others come from another column group, and are kept
-            block[:] = matrix[rows].T
-        for slot, values in columns:
-            block[slot] = values[rows]
-        matrix[rows] = block.T

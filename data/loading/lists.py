@@ -6,9 +6,10 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import DTypeLike
 
-from data.loading.arrays import empty_array
+from data.loading.arrays import empty_array, joined_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +56,25 @@ class Lists:
         """Return a copy of the lists with the given numbers in any order, repeated or not.
 
         Args:
-            numbers: [rows, columns] integers, where list (r, c) of this table is number r * columns + c.
+            numbers: [rows, columns] integers, where list (r, c) of this table is number r * columns + c; unchecked.
         """
-        lengths = np.take(self.lengths.reshape(-1), numbers)
-        return Lists(_copies(self.values, self._ends, numbers.reshape(-1)), lengths)
+        values, lengths = _copies(self.values, self._ends, numbers.reshape(-1))
+        return Lists(values, lengths.reshape(numbers.shape))
 
     def take(self, rows: np.ndarray) -> "Lists":
         """Return a copy of the rows at the given positions.
 
         Args:
-            rows: [taken] integer positions in any order, repeated or not; or [taken, columns], one for each column:
-                list (i, c) of the result is list (rows[i, c], c).
+            rows: [taken] integer positions in any order, repeated or not, unchecked; or [taken, columns], one for each
+                column: list (i, c) of the result is list (rows[i, c], c).
         """
         columns = self.lengths.shape[1]
         if not columns:
             return Lists(self.values, np.empty((len(rows), 0), np.int32))
         if rows.ndim > 1:
             return self.gather(rows * columns + np.arange(columns))
-        return Lists(_copies(self.values, self._row_ends, rows), np.take(self.lengths, rows, axis=0))
+        values, _ = _copies(self.values, self._row_ends, rows)
+        return Lists(values, np.take(self.lengths, rows, axis=0))
 
     def select(self, columns: Sequence[int]) -> "Lists":
         """Return the given columns in the given order; without a copy if these are all columns in their order."""
@@ -140,9 +142,7 @@ def join_rows(parts: Sequence[Lists]) -> Lists:
         return parts[0]
     if not parts[0].lengths.shape[1]:
         return Lists(parts[0].values, np.empty((sum(map(len, parts)), 0), np.int32))
-    values = empty_array((sum(len(part.values) for part in parts),), parts[0].values.dtype)
-    np.concatenate([part.values for part in parts], out=values)
-    return Lists(values, np.concatenate([part.lengths for part in parts]))
+    return Lists(joined_array([part.values for part in parts]), joined_array([part.lengths for part in parts]))
 
 
 def join_columns(parts: Sequence[Lists]) -> Lists:
@@ -159,24 +159,62 @@ def join_columns(parts: Sequence[Lists]) -> Lists:
     return stacked.gather(np.concatenate(numbers, axis=1))
 
 
-def _copies(values: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return a copy of the runs of values with the given numbers, one after the other.
+@dataclass(frozen=True, eq=False)
+class ListColumns:
+    """Columns of lists, one after the other, from which rows are taken as a table.
+
+    Every list is copied once then. Taking rows of a table copies it a second time, since the columns of a table are
+    interleaved.
+
+    Attributes:
+        lists: [columns * rows, 1] lists: those of the first column, then those of the second, and so on.
+        firsts: [columns] int64 position of each column's first list among them.
+    """
+
+    lists: Lists
+    firsts: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Lists:
+        """Return a copy of the rows at the given positions: [taken] integers in any order, unchecked."""
+        if not len(self.firsts):
+            return empty_lists(len(rows), 0, self.lists.values.dtype)
+        # Column by column, which is several times as fast as NumPy's loop over the few columns of each row.
+        return self.lists.gather(np.stack([first + rows for first in self.firsts], axis=1))
+
+
+def stack_columns(parts: Sequence[Sequence[Lists]], dtype: DTypeLike) -> ListColumns:
+    """Return the columns of several parts, whose rows follow one another part after part.
+
+    Args:
+        parts: for each part, [rows, 1] lists of each column; there may be no columns.
+        dtype: dtype of the values.
+    """
+    columns = list(zip(*parts, strict=True))
+    lists = join_rows([part for column in columns for part in column] or [empty_lists(0, 1, dtype)])
+    return ListColumns(lists, len(lists) // max(len(columns), 1) * np.arange(len(columns)))
+
+
+def _copies(values: np.ndarray, ends: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a copy of the runs of values with the given numbers, one after the other, and their [n] int32 lengths.
 
     Args:
         values: [values] the values of all runs, one after the other.
         ends: [runs + 1] where each run begins and the last one ends, in bytes, int32 or int64.
-        numbers: [n] integers.
+        numbers: [n] integers in [0, runs), which is not checked.
     """
     if not len(values):
-        return values.copy()
+        return values.copy(), np.zeros(len(numbers), np.int32)
     # For Arrow, a run is a string of bytes, which it copies at once: ten times as fast as indexing every value.
     kind = pa.binary() if ends.dtype == np.int32 else pa.large_binary()
     runs = pa.Array.from_buffers(kind, len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(values)])
-    return np.frombuffer(runs.take(pa.array(numbers)).buffers()[2], values.dtype)
+    _, copied_ends, copied = pc.take(runs, pa.array(numbers), boundscheck=False).buffers()
+    bounds = np.frombuffer(copied_ends, ends.dtype)[: len(numbers) + 1]
+    return np.frombuffer(copied, values.dtype), (np.diff(bounds) // values.itemsize).astype(np.int32, copy=False)
 
 
 def _ends_of(lengths: np.ndarray, scale: int = 1, dtype: type[np.signedinteger] = np.int64) -> np.ndarray:
     """Return 0 and the sum of the first lengths up to each one, times `scale`: [lengths + 1]."""
-    ends = np.zeros(len(lengths) + 1, dtype)
+    ends = empty_array((len(lengths) + 1,), dtype)
+    ends[0] = 0
     np.cumsum(lengths, out=ends[1:])
     return ends if scale == 1 else np.multiply(ends, scale, out=ends)

@@ -15,7 +15,7 @@ from data.errors import DataError
 from data.loading.batch import ITEM_BYTES, Batch, copy_rows, pad_rows, slice_rows
 from data.loading.decode import Decoded, OovPolicy
 from data.loading.groups import GroupedPlan, GroupedRows, read_groups
-from data.loading.lists import Lists, empty_lists, join_rows
+from data.loading.lists import ListColumns, empty_lists, join_rows, stack_columns
 from data.loading.parquet import ParquetReader
 from data.loading.part import Part, PartReader
 from data.loading.read_ahead import ReadAhead
@@ -47,7 +47,7 @@ class LoaderSize(NamedTuple):
         row_bytes: bytes of a row in a batch.
         list_values: values per row in all lists, in the row groups that have the most of them.
         window_bytes: bytes of the open windows: buffers of decoded rows, their order, and the lists of one window.
-        decoded_bytes: bytes of the longest row group, decompressed.
+        decoded_bytes: bytes that decoding the longest row group takes meanwhile.
     """
 
     rows: int
@@ -74,7 +74,7 @@ class _OpenWindow:
     part: WindowSlice
     buffer: Batch
     decoding: list[tuple[int, Future[Decoded]]]
-    lists: tuple[Lists, Lists] | None
+    lists: tuple[ListColumns, ListColumns] | None
     replaced: dict[str, list[np.ndarray]]
 
 
@@ -118,7 +118,7 @@ class StreamReader:
                 filled = end
             self._open.append(_OpenWindow(part, buffer, decoding, None, {}))
 
-    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, tuple[Lists, Lists], np.ndarray]]:
+    def rows_of_step(self, step: int) -> Iterator[tuple[Batch, tuple[ListColumns, ListColumns], np.ndarray]]:
         """Yield decoded rows, their lists of ids and of numbers, and the [rows] int32 positions of the step's rows.
 
         Must be called for every step, in order: a window's buffer is reused after its last step. Most steps use one
@@ -138,7 +138,7 @@ class StreamReader:
             self._spare.append(window.buffer)
             self.open(OPEN_WINDOWS)
 
-    def _complete(self, window: _OpenWindow) -> tuple[Lists, Lists]:
+    def _complete(self, window: _OpenWindow) -> tuple[ListColumns, ListColumns]:
         """Wait for all ranges of a window, as the shuffled rows of a step come from anywhere in it, and join lists."""
         lists, weights = [], []
         for first, decoding in window.decoding:
@@ -149,7 +149,7 @@ class StreamReader:
             for name, rows in decoded.replaced.items():
                 window.replaced.setdefault(name, []).append(rows + first)
         window.decoding.clear()
-        window.lists = join_rows(lists), join_rows(weights)
+        window.lists = stack_columns(lists, np.int32), stack_columns(weights, np.float32)
         return window.lists
 
 
@@ -363,7 +363,7 @@ class ParquetLoader:
     def _check_memory(self) -> None:
         """Raise a DataError if the loader would need more memory than is available.
 
-        The estimate sums the open windows, their row permutations, the columns of the longest row group, the
+        The estimate sums the open windows, their row permutations, what decoding the longest row group takes, the
         prefetched batches, and the lists of one window, which takes those of its row groups.
         """
         size, row_bytes = self.size(self._workers), self.row_bytes

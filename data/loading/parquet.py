@@ -3,7 +3,6 @@
 import math
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,10 +17,29 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, LostInputError, listed, nearest
 from data.files.parquet import ChunkChecksums, arrow_file, ranges_of, read_footer
-from data.loading.batch import ITEM_BYTES, Batch, bytes_per_row, empty_batch, slice_rows, vector_columns
-from data.loading.decode import BatchColumn, Decoded, Location, OovPolicy, batch_columns, decode_table, extra_dtype
+from data.loading.batch import (
+    ITEM_BYTES,
+    Batch,
+    by_column,
+    bytes_per_row,
+    column_bytes_per_row,
+    copy_columns,
+    empty_batch,
+    slice_rows,
+    vector_columns,
+)
+from data.loading.decode import (
+    BatchColumn,
+    Decoded,
+    DecodedLists,
+    Location,
+    OovPolicy,
+    batch_columns,
+    decode_column,
+    extra_dtype,
+)
 from data.loading.identity import DataIdentity
-from data.loading.lists import Lists, empty_lists, join_columns, join_rows
+from data.loading.lists import join_rows
 from data.spec.columns import ALIGNMENTS
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
@@ -119,23 +137,28 @@ class ParquetFile:
             return 0
         return sum(stop - start for start, stop in ranges_of(self.remote, self.metadata, row_group, columns))
 
-    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Read columns of a row group and verify checksums: those of the column chunks, or else of the pages.
+    def read(self, row_group: int, columns: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        """Yield columns of a row group by name, and verify checksums: those of the column chunks, or else of the pages.
+
+        They are read one by one: a column that is used and dropped leaves its memory, still in the cache, to the next.
 
         Raises:
             DataError: if the file is damaged.
             LostInputError: if the file is gone, unreadable, or has changed since its footer was read.
         """
+        left = list(columns)
         try:
-            return self._read(row_group, columns)
+            for named in self._read(row_group, columns):
+                left.pop(0)
+                yield named
         except DataError:
             if self.remote is None:
                 raise
             # The copy on the local disk may be damaged, and the object in the store not.
             forget_ranges(self.remote, ranges_of(self.remote, self.metadata, row_group, columns))
-            return self._read(row_group, columns)
+            yield from self._read(row_group, left)
 
-    def _read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+    def _read(self, row_group: int, columns: Sequence[str]) -> Iterator[tuple[str, pa.ChunkedArray]]:
         where = f"{self.remote.url if self.remote else self.path}, row group {row_group}"
         try:
             # Not memory-mapped: on a disk failure, a read raises, but access to a mapping kills the process (SIGBUS).
@@ -145,8 +168,12 @@ class ParquetFile:
                 if self.checksums is not None:
                     self.checksums.check_in(file, row_group, columns)
                 with pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=verifies_pages) as rows:
-                    # No Arrow threads: the loader already decodes row groups in parallel.
-                    table = rows.read_row_group(row_group, columns=list(columns), use_threads=False)
+                    for name in columns:
+                        # No Arrow threads: the loader already decodes row groups in parallel.
+                        table = rows.read_row_group(row_group, columns=[name], use_threads=False)
+                        if table.num_rows != self.metadata.row_group(row_group).num_rows:
+                            raise DataError(f"{where}: its rows differ from its footer; write it again")
+                        yield name, table.column(name)
         except (DataError, LostInputError):
             raise
         except READ_ERRORS as error:
@@ -159,9 +186,6 @@ class ParquetFile:
             raise DataError(
                 f"{where}: cannot be decoded ({_first_line(error)}): the file is damaged; restore it, or write it again"
             ) from error
-        if table.num_rows != self.metadata.row_group(row_group).num_rows:
-            raise DataError(f"{where}: its rows differ from its footer; write it again")
-        return table
 
     @contextmanager
     def _opened(self, row_group: int, columns: Sequence[str]) -> Iterator[BinaryIO]:
@@ -190,6 +214,7 @@ class ColumnGroup:
     Attributes:
         files: files of the chunk, in row order.
         columns: columns to decode.
+        columns_of: the same by name; an extra column can also be a feature.
         rows: total number of rows in the files.
         starts: [row groups] int64 first row of each row group in the dataset; empty row groups are left out.
         sizes: [row groups] int64 number of rows of each row group.
@@ -198,8 +223,9 @@ class ColumnGroup:
     def __init__(self, files: Sequence[ParquetFile], columns: Sequence[BatchColumn]):
         self.files = tuple(files)
         self.columns = tuple(columns)
-        # Without duplicates: an extra column can also be a feature.
-        self._names = list(dict.fromkeys(column.name for column in columns))
+        self.columns_of: dict[str, list[BatchColumn]] = {}
+        for column in columns:
+            self.columns_of.setdefault(column.name, []).append(column)
         rows = [file.row_group_rows() for file in self.files]
         counts = np.array([len(groups) for groups in rows], np.int64)
         sizes = np.array([size for groups in rows for size in groups], np.int64)
@@ -212,8 +238,8 @@ class ColumnGroup:
         self._row_group = np.concatenate([np.arange(count) for count in counts])[filled]
         self._file_start = file_starts[self._file]
 
-    def read(self, begin: int, end: int) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the rows [begin, end) of the dataset, row group by row group, each with its first row in the dataset.
+    def read(self, begin: int, end: int) -> Iterator[tuple[range, Iterator[tuple[str, pa.ChunkedArray]]]]:
+        """Yield the rows [begin, end) of the dataset, row group by row group: which rows, and their columns by name.
 
         Raises:
             DataError: if a file is damaged.
@@ -223,28 +249,28 @@ class ColumnGroup:
             start = int(self.starts[index])
             low, high = max(begin, start), min(end, start + int(self.sizes[index]))
             file, row_group = self.files[self._file[index]], int(self._row_group[index])
-            table = file.read(row_group, self._names).slice(low - start, high - low)
-            yield low, table
+            columns = file.read(row_group, list(self.columns_of))
+            yield range(low, high), ((name, column.slice(low - start, high - low)) for name, column in columns)
 
     def fetch(self, begin: int, end: int) -> None:
         """Download the row groups of the rows [begin, end) into the local cache, unless they are local files."""
         for index in self._overlapping(begin, end):
-            self.files[self._file[index]].fetch(int(self._row_group[index]), self._names)
+            self.files[self._file[index]].fetch(int(self._row_group[index]), list(self.columns_of))
 
     def stored_bytes(self) -> int:
         """Return the bytes that `fetch` downloads of the longest row group."""
         longest = int(np.argmax(self.sizes))
-        return self.files[self._file[longest]].stored_bytes(int(self._row_group[longest]), self._names)
+        return self.files[self._file[longest]].stored_bytes(int(self._row_group[longest]), list(self.columns_of))
 
     def _overlapping(self, begin: int, end: int) -> range:
         first = int(np.searchsorted(self.starts, begin, side="right")) - 1
         return range(first, int(np.searchsorted(self.starts, end, side="left")))
 
-    def unpacked_bytes(self) -> int:
-        """Return the uncompressed bytes of the columns to decode in the longest row group."""
+    def widest_column_bytes(self) -> int:
+        """Return the uncompressed bytes of the largest column to decode in the longest row group."""
         longest = int(np.argmax(self.sizes))
         file, row_group = self.files[self._file[longest]], int(self._row_group[longest])
-        return sum(file.column_bytes(row_group, column.name) for column in self.columns)
+        return max((file.column_bytes(row_group, name) for name in self.columns_of), default=0)
 
     def values_per_row(self, column: BatchColumn) -> float:
         """Return an upper bound of the mean length of a column's lists in any row group, after the cut."""
@@ -419,8 +445,10 @@ class ParquetReader:
 
     @property
     def row_group_bytes(self) -> int:
-        """Uncompressed bytes of the columns to decode in the longest row group."""
-        return max(group.unpacked_bytes() for group in self._groups)
+        """Bytes that decoding the longest row group takes: its matrices, and one column after the other."""
+        matrices = column_bytes_per_row(self._spec) * int(self.row_group_rows.max())
+        # A column is dropped when the next one has been read.
+        return matrices + 2 * max(group.widest_column_bytes() for group in self._groups)
 
     @property
     def remote_bytes(self) -> int:
@@ -471,39 +499,48 @@ class ParquetReader:
         out.rows[:] = np.arange(begin, end)
         if self._lacks_weights:
             out.weights[:] = 1
+        columns = by_column(out)
         if self._lacks_labels:
-            out.labels[:] = np.nan
+            columns.labels[:] = np.nan
         for slot, value in self._served:
-            out.training_only[:, slot] = value
-        lists: dict[str, list[Lists]] = {}
-        lengths: dict[str, list[np.ndarray]] = {}
-        cut: Counter[str] = Counter()
+            columns.training_only[:, slot] = value
+        lists: dict[str, list[DecodedLists]] = {}
         replaced: dict[str, np.ndarray] = {}
-        for group in self._groups:
-            for row, table in group.read(begin, end) if group.columns else ():
-                first = row - begin
-                rows = slice_rows(out, first, first + len(table))
-                # One thread at a time: several threads of short NumPy calls would contend for the interpreter lock.
-                # Arrow releases it, so reading parquet (`group.read`) stays parallel.
-                with self._converting:
-                    decoded = decode_table(table, group.columns, group.location(row), rows)
-                cut.update(decoded.cut)
-                for name, own in decoded.lists.items():
-                    lists.setdefault(name, []).append(own)
-                    lengths.setdefault(name, []).append(decoded.lengths[name])
-                for name, bad_rows in decoded.replaced.items():
-                    earlier = replaced.get(name, bad_rows[:0])
-                    replaced[name] = np.concatenate([earlier, bad_rows + first])
+        for column, rows, decoded, bad_rows in self._decoded(begin, end, columns):
+            if decoded is not None:
+                lists.setdefault(column.name, []).append(decoded)
+            if len(bad_rows):
+                earlier = replaced.get(column.name, bad_rows[:0])
+                replaced[column.name] = np.concatenate([earlier, bad_rows + rows.start - begin])
+        copy_columns(columns, out)
         if self._oov_policy == "drop":
             # After all column groups, since decoding the one with the weights overwrites them.
             for bad_rows in replaced.values():
                 out.weights[bad_rows] = 0
-        self._check_lengths(begin, {name: np.concatenate(own)[:, 0] for name, own in lengths.items()})
+        whole = {name: np.concatenate([part.lengths for part in parts]) for name, parts in lists.items()}
+        self._check_lengths(begin, whole)
         ids, numbers = (
-            join_columns([empty_lists(stop - start, 0, dtype), *(join_rows(lists[each.name]) for each in features)])
-            for features, dtype in ((self._spec.id_lists, np.int32), (self._spec.number_lists, np.float32))
+            [join_rows([part.lists for part in lists[feature.name]]) for feature in features]
+            for features in (self._spec.id_lists, self._spec.number_lists)
         )
+        # Numbers are cut with their ids.
+        cut = {feature.name: sum(part.cut for part in lists[feature.name]) for feature in self._spec.id_lists}
         return Decoded(ids, numbers, cut, replaced)
+
+    def _decoded(
+        self, begin: int, end: int, out: Batch
+    ) -> Iterator[tuple[BatchColumn, range, DecodedLists | None, np.ndarray]]:
+        """Decode the rows [begin, end) of the dataset; yield what `decode_column` returns, of which column and rows."""
+        for group in self._groups:
+            for rows, stored in group.read(begin, end) if group.columns else ():
+                location, part = group.location(rows.start), slice_rows(out, rows.start - begin, rows.stop - begin)
+                for name, array in stored:
+                    for column in group.columns_of[name]:
+                        # One thread at a time: several threads of short NumPy calls would contend for the interpreter
+                        # lock. Arrow releases it, so reading parquet (`stored`) stays parallel.
+                        with self._converting:
+                            decoded = decode_column(column, array, location, part)
+                        yield column, rows, *decoded
 
     def _check_lengths(self, begin: int, lengths: Mapping[str, np.ndarray]) -> None:
         """Raise a DataError if lists that belong together differ in length, before the cut; rows count from `begin`."""
@@ -653,7 +690,8 @@ class StoredColumns:
 
     def stream(self) -> "ColumnStream":
         """Return a new stream over the columns, starting at the first row."""
-        return ColumnStream([(table for _, table in group.read(0, group.rows)) for group in self._groups], self._names)
+        tables = [(pa.table(dict(columns)) for _, columns in group.read(0, group.rows)) for group in self._groups]
+        return ColumnStream(tables, self._names)
 
 
 class ColumnStream:

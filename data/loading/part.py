@@ -56,9 +56,12 @@ class PartReader:
         buffer = self._reader.allocate(last - first)
         decoded = self._reader.decode(row_group, first, last, buffer)
         copy_rows(buffer, positions - first, out)
-        lists, weights = (own.take(positions - first) for own in (decoded.id_lists, decoded.number_lists))
+        ids, numbers = (
+            [column.take(positions - first) for column in columns]
+            for columns in (decoded.id_lists, decoded.number_lists)
+        )
         replaced = {name: _places_of(rows, positions - first) for name, rows in decoded.replaced.items()}
-        return Decoded(lists, weights, decoded.cut, replaced)
+        return Decoded(ids, numbers, decoded.cut, replaced)
 
     def _positions(self, row_group: int) -> np.ndarray:
         """Return the positions of the part's rows in a row group, ascending."""

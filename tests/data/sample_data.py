@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.loading.batch import PAD, Batch
-from data.loading.lists import Lists
+from data.loading.lists import Lists, empty_lists, join_columns
 from data.loading.parquet import ParquetReader
 from data.spec.feature_spec import FeatureSpec
 
@@ -156,7 +156,13 @@ def decoded(reader: ParquetReader, row_group: int, start: int, stop: int) -> Bat
     """The rows [start, stop) of a row group."""
     rows = reader.allocate(stop - start)
     lists = reader.decode(row_group, start, stop, rows)
-    return rows._replace(id_lists=lists.id_lists, number_lists=lists.number_lists)
+    id_lists, number_lists = table_of(lists.id_lists, len(rows.rows)), table_of(lists.number_lists, len(rows.rows))
+    return rows._replace(id_lists=id_lists, number_lists=number_lists)
+
+
+def table_of(columns: Sequence[Lists], rows: int) -> Lists:
+    """Columns of lists side by side; there may be none."""
+    return join_columns(columns) if columns else empty_lists(rows, 0)
 
 
 def nested(lists: Lists) -> list[list[list[Any]]]:

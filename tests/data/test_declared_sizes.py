@@ -95,8 +95,8 @@ def test_a_row_group_too_long_for_memory_names_the_file(shuffle, tmp_path, bound
     rows = 10**6
     spec = constant_file(tmp_path, rows)
     assert (tmp_path / "part_0.parquet").stat().st_size < 10_000
-    # One window: 2 numbers, weight and row number; its order; both columns unpacked. And a batch.
-    needed = rows * (2 * 4 + 4 + 8 + 4 + 2 * 8) + 6 * 2 * 20
+    # One window: 2 numbers, weight and row number; its order; both columns unpacked, and side by side. And a batch.
+    needed = rows * (2 * 4 + 4 + 8 + 4 + 2 * 8 + 2 * 4) + 6 * 2 * 20
     bounded(needed - 1)
     message = refusal(spec, shuffle=shuffle)
     assert (

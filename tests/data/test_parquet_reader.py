@@ -27,6 +27,7 @@ from tests.data.sample_data import (
     decoded,
     nested,
     random_rows,
+    table_of,
     write_dataset,
     write_file,
     write_files,
@@ -42,7 +43,7 @@ def read_all(reader: ParquetReader) -> Batch:
     start, lists = 0, []
     for unit, rows in enumerate(reader.row_group_rows.tolist()):
         end = start + rows
-        lists.append(reader.decode(unit, 0, rows, slice_rows(batch, start, end)).id_lists)
+        lists.append(table_of(reader.decode(unit, 0, rows, slice_rows(batch, start, end)).id_lists, rows))
         start = end
     return batch._replace(id_lists=join_rows(lists))
 
