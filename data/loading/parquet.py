@@ -126,7 +126,7 @@ class ParquetFile:
         return np.array([sum(group.column(index).num_values for index in found) for group in groups], np.int64)
 
     def fetch(self, row_group: int, columns: Sequence[str]) -> None:
-        """Download what `read` needs into the local cache, if the file is remote. Raises as `read` does."""
+        """Download what `read` needs into the local cache, if the file is remote. Raise as `read` does."""
         if self.remote is not None:
             with self._opened(row_group, columns):
                 pass
