@@ -12,7 +12,6 @@ those of float32, `peak_mib` of resident memory of the process, `seconds`, and t
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.harness import ROOT, report
+from benchmarks.side_process import peak_bytes
 from trainer.export import FORMATS
 from trainer.export.request import REPORT_FILE, ExportDtype
 
@@ -61,18 +61,14 @@ def _measure(name: str, model_dir: Path, dataset: Path | None, folder: Path) -> 
         flags = ["--model_dir", model_dir, "--output", output, "--format", name, "--export_dtype", dtype]
         flags += [] if dataset is None else ["--dataset_path", dataset]
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, ROOT / "export.py", *flags], stdout=sys.stderr)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(process.returncode)
+        peak = peak_bytes([sys.executable, "export.py", *flags])
         size = _size(output)
         of_float32 = of_float32 or size
         measured = {
             "onnxruntime": version("onnxruntime"),
             "bytes": size,
             "ratio": round(size / of_float32, 4),
-            "peak_mib": round(usage.ru_maxrss / 2**10),
+            "peak_mib": round(peak / 2**20),
             "seconds": round(time.perf_counter() - start, 1),
         }
         report(measured | json.loads((output / REPORT_FILE).read_text()))

@@ -10,15 +10,14 @@ peak over the estimate. The last line has the largest deviation of a ratio from 
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import ROOT, Line, report
+from benchmarks.harness import Line, report
+from benchmarks.side_process import peak_bytes
 from benchmarks.synthetic_rows import write_dataset, write_rows, write_sequences
 from data.spec.feature_spec import FeatureSpec
 from trainer.cli import parse
@@ -126,14 +125,7 @@ def peak(flags: list[str], workers: int) -> int:
     command = [sys.executable, "main.py", *flags]
     if workers > 1:
         command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(workers), *command]
-    with tempfile.TemporaryFile() as printed:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)  # with the largest of the processes that it waited for
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            printed.seek(0)
-            raise RuntimeError(f"main.py ended with {process.returncode}: {printed.read()[-2000:].decode()}")
-    return usage.ru_maxrss * 1024
+    return peak_bytes(command)
 
 
 def measure(name: str, folder: Path) -> Line:

@@ -14,7 +14,7 @@ from benchmarks.exchange_bytes import CountingComm
 from benchmarks.harness import fill, read_lines, write_lines
 from benchmarks.performance import COMMANDS, GPU_LINES, LINES, PAGE, in_order, lines_shown
 from benchmarks.performance_tables import FIGURES, all_tables
-from benchmarks.side_process import SideProcess
+from benchmarks.side_process import SideProcess, peak_bytes
 from benchmarks.step_speed import step_flops
 from benchmarks.synthetic_rows import write_rows
 from data.loading.loader import ParquetLoader
@@ -179,3 +179,10 @@ def test_unknown_collective_is_counted():
             CountingComm(worker).scatter_rows([1])
 
     run_workers(1, work)
+
+
+def test_peak_memory_of_a_command_is_its_own():
+    """Not that of the process that measures it, which Linux would count as the command's."""
+    held = np.ones(100_000_000)  # 800 MB
+    assert 200e6 < peak_bytes([sys.executable, "-c", "bytearray(200_000_000)"]) < 300e6
+    assert held[-1] == 1

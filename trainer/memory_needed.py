@@ -1,8 +1,8 @@
 """The memory that a run takes on each worker, from its specification and flags alone. Imports no TensorFlow.
 
 The estimate is a sum of named parts. On a CPU they are added up even where a run needs them one after the other, as the
-activations of training and the batches of evaluation: neither TensorFlow's allocator nor the loader's buffers return
-memory to the system. docs/performance.md compares the sum with measured peaks.
+activations of training and those of evaluation: TensorFlow's allocator does not return memory to the system. Only the
+loader does, after each epoch. docs/performance.md compares the sum with measured peaks.
 """
 
 from dataclasses import dataclass, replace

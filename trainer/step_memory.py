@@ -148,11 +148,12 @@ class StepMemory:
         """Return the bytes of the loader of training, whose thread finds what a batch looks up."""
         size = self.training
         numbers = sum(_FLOAT * group.rows for group in self._run.groups)  # one for each row, see `LookupFinder`
-        if size is None:
-            return numbers
-        # One batch is being built from the rows of several windows, found and packed.
+        return numbers + (self._reading(size) if size else 0)
+
+    def _reading(self, size: LoaderSize) -> int:
+        """Return the bytes of reading for training; one batch is being built from several windows, found and packed."""
         building = 2 * size.batch_rows * size.row_bytes + self.packed_bytes(size)
-        return size.window_bytes + DECODE_THREADS * size.decoded_bytes + building + numbers
+        return size.window_bytes + DECODE_THREADS * size.decoded_bytes + building
 
     def ahead(self) -> int:
         """Return the bytes of the packed batches, which the loader makes ahead of training or of evaluation."""
@@ -167,7 +168,10 @@ class StepMemory:
         return packed + exchanged * sum(_INT64 * group.rows for group in self._run.groups)
 
     def evaluation(self) -> int:
-        """Return the bytes of the loader of evaluation, of its batches, and of what metrics need of every row."""
+        """Return the bytes of the loader of evaluation, of its batches, and of what metrics need of every row.
+
+        Evaluation uses the memory that the loader of training has returned; what it takes beyond that is counted.
+        """
         size = self.evaluated
         if size is None:
             return 0
@@ -179,7 +183,9 @@ class StepMemory:
         batches = (size.batches + 1) * size.batch_rows * size.row_bytes
         reading = size.window_bytes + DECODE_THREADS * size.decoded_bytes + batches
         # The loader is closed when metrics are computed.
-        return size.rows * store + max(reading, size.rows * of_metrics)
+        needed = size.rows * store + max(reading, size.rows * of_metrics)
+        returned = self._reading(self.training) - self.training.kept_bytes if self.training else 0
+        return max(0, needed - returned)
 
 
 def kept_values(run: RunSize, unit_bytes: int) -> list[tuple[int, int]]:

@@ -48,6 +48,7 @@ class LoaderSize(NamedTuple):
         list_values: values per row in all lists, in the row groups that have the most of them.
         window_bytes: bytes of the open windows: buffers of decoded rows, their order, and the lists of one window.
         decoded_bytes: bytes that decoding the longest row group takes meanwhile.
+        kept_bytes: bytes of the buffers that stay when an epoch has ended; the rest is returned to the system.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class LoaderSize(NamedTuple):
     list_values: float
     window_bytes: int
     decoded_bytes: int
+    kept_bytes: int
 
 
 @dataclass
@@ -358,6 +360,7 @@ class ParquetLoader:
                 + min(plan.window_rows, open_rows) * reader.list_bytes
             ),
             decoded_bytes=reader.row_group_bytes,
+            kept_bytes=open_rows * reader.buffer_row_bytes if self._shuffle else 0,
         )
 
     def _check_memory(self) -> None:

@@ -63,7 +63,7 @@ def bound(monkeypatch):
 
 def loader(rows: int, batch: int, *, row_bytes: int = 100, list_values: float = 0.0):
     """The sizes of a loader without windows, for any number of workers."""
-    return lambda workers: LoaderSize(-(-rows // workers), -(-batch // workers), 6, row_bytes, list_values, 0, 0)
+    return lambda workers: LoaderSize(-(-rows // workers), -(-batch // workers), 6, row_bytes, list_values, 0, 0, 0)
 
 
 def run_of(options: Options, layout: InputSchema = LARGE, batch: int = 8, rows: int = 64, tasks=("click",)) -> RunSize:
@@ -162,8 +162,17 @@ def test_batches_take_what_their_arrays_take():
     assert steps.packed_bytes(loader(64, 100)(1)) == pytest.approx(packed, rel=0.01)
     assert steps.ahead() == pytest.approx(7 * packed, rel=0.01)
     # Logit, label and weight of every row, and 60 bytes while metrics are computed, without batches.
-    many = run_of(options_of("--model", "mmoe"), batch=1, rows=10**6)
+    many = replace(run_of(options_of("--model", "mmoe"), batch=1, rows=10**6), training=None)
     assert StepMemory(many, 1, sharded=False, on_gpu=False).evaluation() == 10**6 * (3 * 4 + 60)
+
+
+def test_evaluation_uses_what_the_loader_of_training_returns():
+    many = run_of(options_of("--model", "mmoe"), batch=1, rows=10**6)
+    alone = StepMemory(replace(many, training=None), 1, sharded=False, on_gpu=False).evaluation()
+    for window, kept, beyond in ((10**7, 4 * 10**6, alone - 6 * 10**6), (10**9, 0, 0)):
+        size = loader(64, 1)(1)._replace(window_bytes=window, kept_bytes=kept)
+        beside = StepMemory(replace(many, training=lambda workers, size=size: size), 1, sharded=False, on_gpu=False)
+        assert beside.evaluation() == pytest.approx(beyond, abs=1000)  # and a batch of one row
 
 
 def refusal(options: Options, launch: WorkerEnv | None = None, **size: object) -> str:
