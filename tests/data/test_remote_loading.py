@@ -225,7 +225,6 @@ from contextlib import closing
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from pathlib import Path
-from unittest import mock
 spec = FeatureSpec.read(Path(sys.argv[1]))
 rows = []
 for epoch in range(2):
