@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from data.errors import DataError
 from data.files.csv import check_can_write, write_csv_chunks
 from data.files.new_dataset import SPEC_FILE
 from data.files.pretrained import write_vectors
-from data.files.random_rows import BLOCK_ROWS, random_tables, random_vectors
+from data.files.random_rows import BLOCK_ROWS, SignalOf, paired_features, random_tables, random_vectors
 from data.memory import check_fits, in_gibibytes
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Feature
@@ -35,15 +36,21 @@ def generate(args: argparse.Namespace) -> int:
     """Write random rows to every file of a CSV specification, and a copy of the specification next to them.
 
     Raises:
-        DataError: The specification lists files that are not CSV, an output file already exists, or the rows fit
-            neither in memory nor on the disk.
+        DataError: The specification lists files that are not CSV, an output file already exists, the rows fit neither
+            in memory nor on the disk, or there are no pairs of features that could have effects.
     """
     output, rows, spec_path = args.output, args.size, args.feature_spec_in
     spec = FeatureSpec.read(spec_path, allow_outside_paths=args.allow_outside_paths)
     _check_output(spec, args)
+    if args.signal_of == "pairs" and len(paired := paired_features(spec)) < 2:
+        raise DataError(
+            f"{spec_path}: --signal_of pairs needs two one-hot features without `serve` and `wide: only`, and there "
+            f"are {len(paired)}; add features to channel_spec.onehot_categorical, or pass --signal_of values"
+        )
     _check_sizes(spec, output, rows)
     for mapping, chunks in spec.sources.items():
-        write_csv_chunks(chunks, output, random_tables(spec, mapping, rows, seed=args.seed, signal=args.signal), rows)
+        tables = random_tables(spec, mapping, rows, seed=args.seed, signal=args.signal, signal_of=args.signal_of)
+        write_csv_chunks(chunks, output, tables, rows)
         print(f"gen_csv: {mapping}: {rows:,} rows in {len(spec.files(mapping))} files", file=sys.stderr)
     for feature in spec.pretrained:
         _write_vectors(spec, feature, output, args.seed)
@@ -150,6 +157,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "at 1, 2 and 4 a perfect model reaches an AUC of about 0.74, 0.86 and 0.95. Every id has its own "
             "effect on the labels, so rare ids take many rows to learn. In a sequence with a target, labels depend on "
             "the step most similar to it"
+        ),
+    )
+    add(
+        "--signal_of",
+        choices=get_args(SignalOf),
+        default="values",
+        help=(
+            "what has effects on the labels under --signal; values: the values of all features, as above; pairs: all "
+            "pairs of ids of one-hot features, of which single ids tell little: a linear model needs their crosses"
         ),
     )
     parser.add_outside_paths()

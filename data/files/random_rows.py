@@ -8,6 +8,10 @@ where the score sums the effects of all feature values (an id, a number, a vecto
 variance of about 1, half of which is common to all labels. In a sequence with a target, items have no effects of their
 own: what counts is the step most similar to the target, wherever it is in the list (see `_similarities`), alike for all
 labels.
+
+Or else the score sums the effects of all pairs of ids of one-hot features. The effect of a pair is the product of two
+numbers of mean 0, so that no id has an effect of its own: a linear model needs crosses of the features.
+
 A binary label is latent > 0, which is 1 with probability sigmoid(signal * score); a class is
 floor(classes * sigmoid(latent)); a regression label is the latent value; an amount is max(latent, 0).
 """
@@ -16,6 +20,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +37,18 @@ SAMPLE_ROWS = 4096  # of random rows from which the usual similarity of steps an
 MISSING_RATE = 0.1  # of labels with `missing: ignore`
 GROUP_ROWS = (2, 12)  # minimum and maximum number of rows that share a value of the map feature
 
+SignalOf = Literal["values", "pairs"]
+
 
 def random_tables(
-    spec: FeatureSpec, mapping: str, rows: int, *, seed: int = 0, signal: float = 0.0, block_rows: int = BLOCK_ROWS
+    spec: FeatureSpec,
+    mapping: str,
+    rows: int,
+    *,
+    seed: int = 0,
+    signal: float = 0.0,
+    signal_of: SignalOf = "values",
+    block_rows: int = BLOCK_ROWS,
 ) -> Iterator[pa.Table]:
     """Yield random rows of a mapping, with all its columns in their stored types, block by block.
 
@@ -47,6 +62,8 @@ def random_tables(
         rows: number of rows.
         seed: seed of all random numbers, at least 0.
         signal: standard deviation of the labels' log odds over the rows; 0 makes labels independent of the features.
+        signal_of: what has effects on the labels: the values of all features, or the pairs of ids of `paired_features`,
+            of which there must be two.
         block_rows: maximum number of rows per table.
     """
     names = [name for chunk in spec.chunks(mapping) for name in chunk.features]
@@ -54,10 +71,15 @@ def random_tables(
     rng = np.random.default_rng([seed, zlib.crc32(mapping.encode())])
     # ceil(rows / block_rows) blocks of about equal size.
     bounds = np.linspace(0, rows, -(-rows // block_rows) + 1).astype(int)
-    effects = _Effects(spec, seed, signal)
+    effects = _Effects(spec, seed, signal, signal_of)
     for first_row, end in zip(bounds[:-1], bounds[1:], strict=True):
         block = _Block(int(first_row), int(end - first_row), rng)
         yield _table(spec, columns, block, effects)
+
+
+def paired_features(spec: FeatureSpec) -> tuple[Feature, ...]:
+    """Return the features whose pairs of ids may have effects: one-hot ones with embeddings, which interactions see."""
+    return tuple(feature for feature in spec.onehot if feature.wide != "only")
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,11 @@ def _items(column: Column, count: int, rng: np.random.Generator) -> pa.Array:
 
 
 def _skewed_ids(limit: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    return (limit * rng.random(count) ** SKEW).astype(np.int64)
+    return _ids_of(limit, rng.random(count))
+
+
+def _ids_of(limit: int, uniform: np.ndarray) -> np.ndarray:
+    return (limit * uniform**SKEW).astype(np.int64)
 
 
 def _to_arrow(numbers: np.ndarray, stored: pa.DataType) -> pa.Array:
@@ -174,18 +200,23 @@ class _Effects:
         spec: specification of the features and labels.
         seed: seed of the effects.
         signal: standard deviation of the labels' log odds; 0 for no effects.
+        signal_of: what has effects.
     """
 
-    def __init__(self, spec: FeatureSpec, seed: int, signal: float) -> None:
+    def __init__(self, spec: FeatureSpec, seed: int, signal: float, signal_of: SignalOf) -> None:
         self._spec = spec
         self._seed = seed
         self._signal = signal
+        self._paired = paired_features(spec) if signal_of == "pairs" else ()
 
     def latents(self, columns: dict[str, Column], arrays: dict[str, pa.Array], block: _Block) -> dict[str, np.ndarray]:
         """Return {label: [rows] float64 latent values}, as defined at the top of this module."""
         noise = {label.name: block.rng.logistic(size=block.rows) for label in self._spec.labels}
         if self._signal == 0:
             return noise
+        if self._paired:
+            common, own = self._score_of_pairs(arrays, ""), {name: self._score_of_pairs(arrays, name) for name in noise}
+            return {name: self._signal * (common + own[name]) / np.sqrt(2) + noise[name] for name in noise}
         compared = {name for sequence in self._compared for name in sequence.features}
         inputs = [(columns[each.name], arrays[each.name]) for each in self._spec.inputs if each.name not in compared]
         similar = sum((self._similarity(sequence, arrays) for sequence in self._compared), np.zeros(block.rows))
@@ -198,6 +229,16 @@ class _Effects:
         effects = [self._effect(column, values, label) for column, values in inputs]
         effects += [self._effect_of_vectors(own, arrays[str(own.of)], label) for own in self._spec.pretrained]
         return np.asarray(sum(effects)) / np.sqrt(len(self._spec.inputs) + len(self._spec.pretrained))
+
+    def _score_of_pairs(self, arrays: dict[str, pa.Array], label: str) -> np.ndarray:
+        """Return the sum of the effects of all pairs of ids, [rows] float64 with a mean of 0 and a variance of 1."""
+        numbers = []
+        for feature in self._paired:
+            key, ids = zlib.crc32(f"{self._seed}/{label}/{feature.name}".encode()), arrays[feature.name].to_numpy()
+            usual = _effect_of_ids(_ids_of(feature.cardinality or 1, (np.arange(SAMPLE_ROWS) + 0.5) / SAMPLE_ROWS), key)
+            numbers.append((_effect_of_ids(ids, key) - usual.mean()) / (usual.std() or 1.0))
+        products = [one * other for one, other in combinations(numbers, 2)]
+        return np.asarray(sum(products)) / np.sqrt(len(products))
 
     @cached_property
     def _compared(self) -> list[FeatureSequence]:

@@ -104,6 +104,36 @@ def test_signal_determines_the_auc(tmp_path):
     assert 0.88 < aucs[4] < 0.97
 
 
+def linear_auc(design, labels):
+    """The AUC in the second half of the rows of the linear model that fits the first half best."""
+    half = len(labels) // 2
+    ridge = 3 * np.eye(design.shape[1])
+    known = np.concatenate([labels[:half] - labels[:half].mean(), np.zeros(len(ridge))])
+    weights, *_ = np.linalg.lstsq(np.concatenate([design[:half], ridge]), known, rcond=None)
+    return auc(design[half:] @ weights, labels[half:])
+
+
+def test_effects_of_pairs_are_found_by_crosses_alone(tmp_path):
+    made = document()
+    made["feature_spec"] = FEATURES | {"clicked": {}, "bought": {}, "item": {"cardinality": 20}}
+    made["source_spec"] = {name: [chunk([*NAMES, "item"], [f"{name}.csv"])] for name in ("train", "test")}
+    made["channel_spec"] = made["channel_spec"] | {"onehot_categorical": ["user", "item"], "map": []}
+    spec = FeatureSpec.from_dict(made, tmp_path)
+    drawn = table(spec, rows=12_000, signal=3, signal_of="pairs")
+    users, items, labels = (values(drawn, name).astype(int) for name in ("user", "item", "clicked"))
+    alone = np.column_stack([users[:, np.newaxis] == np.arange(50), items[:, np.newaxis] == np.arange(20)])
+    assert linear_auc(alone.astype(float), labels) < 0.6
+    crossed = (users * 20 + items)[:, np.newaxis] == np.arange(50 * 20)
+    assert linear_auc(crossed.astype(float), labels) > 0.8
+
+
+def test_effects_of_pairs_need_two_features(tmp_path, capsys):
+    path = write_csv_dataset(tmp_path / "in", {}, document())
+    assert run(path, tmp_path / "out", "--signal_of", "pairs") == 2
+    assert f"{path}: --signal_of pairs needs two one-hot features" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_rule_learned_in_one_mapping_holds_in_another(tmp_path):
     spec = FeatureSpec.from_dict(document(), tmp_path)
     rates = []
