@@ -25,7 +25,7 @@ USUAL = ("Crosses", "Sequences 2")  # scripts/test.sh --all trains on the others
 
 def examples() -> dict[str, str]:
     """The YAML of the kinds of features, by the heading above it."""
-    page, found = (ROOT / "docs" / "features.md").read_text().split("\n## Raw specifications")[0], {}
+    page, found = (ROOT / "docs" / "features.md").read_text().split("\n## Raw specifications")[0], dict[str, str]()
     for heading, section in re.findall(r"\n###? ([^\n]+)\n(.*?)(?=\n###? |\Z)", page, flags=re.DOTALL):
         blocks = re.findall(r"```yaml\n(feature_spec:.*?)```", section, flags=re.DOTALL)
         found |= {f"{heading} {number}" if len(blocks) > 1 else heading: text for number, text in enumerate(blocks, 1)}
