@@ -129,9 +129,11 @@ class VectorFile:
         keys, lists = batch.column(self.key), batch.column(self.vector)
         self._reject(row, np.asarray(keys.is_null()), f"its {self.key} is null; remove the row")
         lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
-        self._reject(
-            row, lengths != self.dimension, f"its vector has not {self.dimension} values, as that of row 0 has"
-        )
+        is_other = lengths != self.dimension
+        if is_other.any():
+            number = int(is_other.argmax())
+            message = f"its vector has {lengths[number]} values, and that of row 0 has {self.dimension}; correct it"
+            raise self.error(row + number, f"{message}, or remove the row")
         items, shape = lists.flatten(), (len(lists), self.dimension)
         is_null = np.asarray(items.is_null()).reshape(shape)
         self._reject(row, np.any(is_null, axis=1), "its vector has a value that is null; write a number")

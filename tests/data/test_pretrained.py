@@ -155,8 +155,8 @@ def test_vectors_by_id(tmp_path: Path) -> None:
 
 FOUR = [1.0, 2.0, 3.0, 4.0]
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "unequal lengths": ({"vectors": [FOUR, FOUR, [1.0, 2.0, 3.0]]}, "row 2: its vector has not 4 values"),
-    "no vector": ({"vectors": [FOUR, None, FOUR]}, "row 1: its vector has not 4 values"),
+    "unequal lengths": ({"vectors": [FOUR, FOUR, [1.0, 2.0, 3.0]]}, "row 2: its vector has 3 values, and that"),
+    "no vector": ({"vectors": [FOUR, None, FOUR]}, "row 1: its vector has 0 values, and that of row 0 has 4"),
     "no value": ({"vectors": [FOUR, FOUR, [1.0, None, 3.0, 4.0]]}, "row 2: its vector has a value that is null"),
     "NaN": ({"vectors": [FOUR, [1, 2, 3, NAN], FOUR]}, "row 1: its vector has a value that is not a finite float16"),
     "infinity": ({"vectors": [FOUR, FOUR, [INF, 2, 3, 4]]}, "row 2: its vector has a value that is not a finite"),

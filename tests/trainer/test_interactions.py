@@ -92,7 +92,7 @@ def test_values_and_gradients_equal_loops_over_features(name, layout):
         results.append([x, term, *map(tf.convert_to_tensor, gradients)])
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", left_to_all(SETTINGS, ("dot",)))
