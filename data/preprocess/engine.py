@@ -42,7 +42,7 @@ from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, MAP, SAMPLE_WEIGHT, SERVE, VECTOR, Chunk, Feature
 from data.spec.raw.reader import plain_document, raw_spec_from_dict
 from data.spec.raw.spec import CrossRule, RawChunk, RawSpec, Reading, TimeSplit, added_by
-from data.storage.file_patterns import files_there, find_files
+from data.storage.file_patterns import files_there, find_files, located
 from data.storage.output_paths import check_apart
 from data.storage.remote import named
 
@@ -236,8 +236,13 @@ def encode_new(
     log.write(f"done: {named(output)}")
 
 
-def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
+def with_files(spec: RawSpec, files: Sequence[Path], vectors: Path) -> RawSpec:
     """Return the specification with other files for its only source.
+
+    Args:
+        spec: the raw specification.
+        files: files, patterns and folders; files of pretrained vectors that are in the folders are no raw files.
+        vectors: folder that the paths of pretrained vectors are relative to.
 
     Raises:
         DataError: if it has several sources.
@@ -247,7 +252,12 @@ def with_files(spec: RawSpec, files: Sequence[Path]) -> RawSpec:
             f"--input: files were given, but source_spec has {', '.join(spec.sources)}; give the folder of the files"
         )
     (source, chunks), *_ = spec.sources.items()
-    return replace(spec, sources={source: tuple(_chunk_of(path, chunks) for path in files)})
+    pretrained = {
+        name: replace(feature, pretrained=str(located(vectors.absolute(), str(feature.pretrained))))
+        for name, feature in spec.pretrained.items()
+    }
+    spec = replace(spec, pretrained=pretrained)
+    return replace(spec, sources={source: tuple(_chunk_of(path, chunks, spec) for path in files)})
 
 
 def kept_name(spec: RawSpec, reading: str) -> str:
@@ -568,7 +578,7 @@ def _spec_of_new_rows(workflow: Path, inputs: Sequence[Path], keep: Sequence[str
     """Return the specification that a workflow was fitted with, with the new files as its only source."""
     spec = _stored_spec(workflow)
     trained = [chunk for chunks in spec.sources.values() for chunk in chunks]
-    chunks = tuple(_chunk_of(input_path, trained) for input_path in inputs)
+    chunks = tuple(_chunk_of(input_path, trained, spec) for input_path in inputs)
     readings = dict(spec.readings)
     kept = list(spec.keep)
     for column in keep:
@@ -599,17 +609,26 @@ def _without(spec: RawSpec, names: Collection[str]) -> RawSpec:
     return replace(spec, features=features, channels=channels)
 
 
-def _chunk_of(path: Path, trained: Sequence[RawChunk]) -> RawChunk:
-    """Return the chunk that reads the new files of a path, folder or pattern in the format of the training files."""
-    names = find_files(str(path.absolute()), path, allow_outside_paths=True)
+def _chunk_of(path: Path, trained: Sequence[RawChunk], spec: RawSpec) -> RawChunk:
+    """Return the chunk that reads the new files of a path, folder or pattern in the format of the training files.
+
+    Files of pretrained vectors, which may be beside the raw files, are left out.
+    """
+    entry = str(path.absolute())
+    vectors = {named(located(path.absolute(), str(feature.pretrained))) for feature in spec.pretrained.values()}
+    found = find_files(entry, path, allow_outside_paths=True)
+    names = [name for name in found if named(name) not in vectors]
     if not names:
-        there = files_there(path, str(path.absolute()))
+        there = files_there(path, entry)
         raise DataError(f"{named(path)}: does not exist, or holds no files{there}; give raw files, or folders of them")
     kind: Literal["csv", "parquet"] = "parquet" if any(name.endswith((".parquet", ".pq")) for name in names) else "csv"
     chunk = next((chunk for chunk in trained if chunk.type == kind), None)
     if chunk is None:
         chunk = RawChunk(type=kind, files=(), has_header=True)
-    return replace(chunk, files=(str(path.absolute()),))
+    if len(names) == len(found):
+        return replace(chunk, files=(entry,))
+    files = find_files(entry, path, kind, allow_outside_paths=True)
+    return replace(chunk, files=tuple(name for name in files if named(name) not in vectors))
 
 
 def _absent(spec: RawSpec, scratch: Path) -> frozenset[str]:

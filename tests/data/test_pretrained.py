@@ -438,6 +438,40 @@ def test_new_rows_need_no_file(tmp_path: Path) -> None:
     assert check_dataset.main([str(new)]) == 0
 
 
+def write_day(folder: Path, vectors: dict[str, list[float]]) -> Path:
+    """Writes rows of the items that have vectors, and these, into one folder."""
+    folder.mkdir()
+    items = list(vectors) * 20
+    pq.write_table(pa.table({"click": [0.0, 1.0] * (len(items) // 2), "item_id": items}), folder / "logs.parquet")
+    keys = pa.table({"item_id": list(vectors), "vector": list(vectors.values())})
+    pq.write_table(keys, folder / "items.parquet")
+    return folder
+
+
+def test_files_of_vectors_are_no_raw_files(tmp_path: Path) -> None:
+    """Where all files of a folder are raw files, those of its vectors are not: on the next day, and of new rows."""
+    must(raw_dataset(tmp_path, ["a", "b"] * 20, ["a", "b"], [[1.0, 2.0], [3.0, 4.0]]))
+    workflow = tmp_path / "data" / "workflow"
+    day = write_day(tmp_path / "day", {"a": [5.0, 6.0], "c": [7.0, 8.0]})
+    must(preprocess.main(["--extend", str(workflow), "--input", str(day), "--output", str(tmp_path / "two")]))
+    spec = FeatureSpec.read(tmp_path / "two" / "feature_spec.yaml")
+    ids = load_encoders(tmp_path / "two" / "workflow")["item"].encode(["a", "c"]).tolist()
+    assert read(spec) == dict(zip(ids, [[5.0, 6.0], [7.0, 8.0]], strict=True))
+    must(preprocess.main(["--workflow", str(workflow), "--input", str(day), "--output", str(tmp_path / "new")]))
+    new = FeatureSpec.read(tmp_path / "new" / "feature_spec.yaml")
+    assert sum(pq.read_metadata(file).num_rows for file in new.files("test")) == 40
+
+
+def test_vectors_are_beside_the_specification(tmp_path: Path) -> None:
+    """Wherever the files are that --input names."""
+    must(raw_dataset(tmp_path, ["a", "b"] * 20, ["a", "b"], [[1.0, 2.0], [3.0, 4.0]]))
+    (tmp_path / "logs").mkdir()
+    logs = (tmp_path / "logs.parquet").rename(tmp_path / "logs" / "0.parquet")
+    spec, output = tmp_path / "feature_spec.yaml", tmp_path / "again"
+    must(preprocess.main(["--input", str(logs), "--feature_spec_in", str(spec), "--output", str(output)]))
+    assert read(FeatureSpec.read(output / "feature_spec.yaml")) == read(spec_of(tmp_path))
+
+
 RAW_PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a column": ({"feature_spec.item_text.column": "x"}, "item_text.column", "has no meaning for a vector that is"),
     "encode": ({"feature_spec.item_text.encode": ["log1p"]}, "item_text.encode", "has no meaning for a vector that"),
