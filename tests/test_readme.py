@@ -153,6 +153,7 @@ def test_every_flag_that_a_page_names_exists(page):
         "--all",
         "--gpu",
         "--signal",
+        "--signal_of",
         "--results_dir",
         "--input",
         "--feature_spec_in",
