@@ -40,6 +40,8 @@ SHARED_ITEMS, LEAST_SHARED_VALUES = 0.5, 20
 FEW_VALUES = 20
 # Numbers of which at least this share is missing get a feature that says which are.
 LEAST_MISSING, INDICATOR = 0.01, "missing"
+# Numbers whose values occur this often on average are also ids, which learn what single values and thresholds do.
+OCCURRENCES, VALUE = 20, "value"
 LEAST_CONSEQUENCES = 20
 YES_WORDS = [
     "1",
@@ -261,7 +263,7 @@ def _value_features(column: SampledColumn, sample: RawSample) -> list[FeatureLin
     if found := find_list(column):
         return [_list_line(column.name, found, sample)]
     if is_number(column) and not _is_row_number(column):
-        return [_number_line(column)]
+        return [_number_line(column), *_number_as_ids(column, sample)]
     return _useless_id(column) or [_id_line(column, sample)]
 
 
@@ -338,6 +340,15 @@ def _number_line(column: SampledColumn) -> FeatureLine:
     if column.nulls >= LEAST_MISSING * column.rows:
         keys["indicator"] = INDICATOR  # named later, when all names are known
     return _line(column.name, keys, comment, NUMERICAL)
+
+
+def _number_as_ids(column: SampledColumn, sample: RawSample) -> list[FeatureLine]:
+    """Return the ids of a number's values, if there are more than two and they occur often."""
+    if not 2 < column.distinct <= (column.rows - column.nulls) / OCCURRENCES:
+        return []
+    comment = f"the number {column.name} as ids, {_values(column.distinct)}{_missing(column)}"
+    keys = _vocabulary(column.counts, sample)
+    return [_line(f"{column.name}_{VALUE}", keys, comment, ONEHOT, column.name)]
 
 
 def _list_line(name: str, found: ListKind, sample: RawSample) -> FeatureLine:
