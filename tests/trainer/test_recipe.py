@@ -157,6 +157,8 @@ def test_given_flags_win(tmp_path):
     assert changed.training.global_batch_size == 99 and changed.deep_optimizer.rule == "sgd"
     assert not changed.model.batch_norm and changed.training.l2_reg_embedding == 0
     assert given.keys().isdisjoint(changed.reasons) and plain.reasons.keys() > changed.reasons.keys()
+    rates = [options.reasons["deep_learning_rate"] for options in (plain, changed)]
+    assert rates == ["Adam's usual rate", "Adam's usual rate; sgd may need another one"]
 
 
 def test_nothing_is_chosen_where_nothing_is_trained(tmp_path):
