@@ -164,7 +164,8 @@ def make_parser() -> Parser:
             kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, metadata["parse"])
             if metadata["urls"] is not None:
                 kind["type"] = partial(_URLS[metadata["urls"]], kind["type"])
-            if (bare := flag.field.metadata["bare"]) is not None:
+            if (bare := metadata["bare"]) is not None:
+                kind = {"type": _on_or_off, "metavar": "on|off"} if flag.type is bool else kind
                 kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
             group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
@@ -186,6 +187,12 @@ def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"expected on or off, got {text!r}")
+    return text == "on"
 
 
 def _mirrored(kind: type, text: str) -> Any:

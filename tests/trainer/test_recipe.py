@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy
 
+from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.movielens.prepare import prepare
 from data.spec.feature_spec import FeatureSpec
@@ -17,7 +18,7 @@ from gen_csv import main as gen_csv
 from main import main
 from tests.data.sample_data import random_rows, write_dataset
 from tests.helpers import ROOT, real_data
-from trainer.cli import make_options
+from trainer.cli import make_options, parse
 from trainer.recipe import batch_size_for, choose, l2_for, scale_for
 from transcode import main as transcode
 
@@ -159,6 +160,15 @@ def test_given_flags_win(tmp_path):
     assert given.keys().isdisjoint(changed.reasons) and plain.reasons.keys() > changed.reasons.keys()
     rates = [options.reasons["deep_learning_rate"] for options in (plain, changed)]
     assert rates == ["Adam's usual rate", "Adam's usual rate; sgd may need another one"]
+
+
+def test_batch_norm_can_be_turned_off(tmp_path):
+    write_rows(tmp_path, 100)
+    places = ["--dataset_path", str(tmp_path)]
+    found = [parse([*places, *words.split()], 1).model.batch_norm for words in ("", "--batch_norm", "--batch_norm off")]
+    assert found == [True, True, False]
+    with pytest.raises(DataError, match="--batch_norm: expected on or off, got 'false'"):
+        parse([*places, "--batch_norm", "false"], 1)
 
 
 def test_nothing_is_chosen_where_nothing_is_trained(tmp_path):
