@@ -50,7 +50,7 @@ CHOSEN = (
     "l2_reg_embedding",
     "output_bias",
 )
-INHERITED = "as in the model that the run starts from"
+INHERITED, RESUMED = "as in the model that the run starts from", "as before, in the run that is resumed"
 
 
 class TrainingData(NamedTuple):

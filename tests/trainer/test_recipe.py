@@ -213,6 +213,19 @@ def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
     assert "on mapping 'test'" in capfd.readouterr().out
 
 
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    write_rows(tmp_path, 600)
+    places = ["--dataset_path", tmp_path, "--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    words = [*map(str, places), "--cpu", "--num_epochs"]
+    first = "1 --deep_hidden_units 4 --recipe published --optimizer sgd --global_batch_size 200 --l2_reg_embedding 0.5"
+    assert main([*words, *first.split()]) == 0
+    resumed = parse([*words, "2", "--use_checkpoint"], 1)
+    training, deep = resumed.training, resumed.deep_optimizer
+    assert (training.recipe, training.global_batch_size, training.l2_reg_embedding) == ("published", 200, 0.5)
+    assert (training.num_epochs, deep.rule, deep.schedule, resumed.model.batch_norm) == (2, "sgd", "steps", False)
+    assert parse([*words, "2", "--use_checkpoint", "--optimizer", "adam"], 1).deep_optimizer.rule == "adam"
+
+
 def one_hot(spec: FeatureSpec, mapping: str) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
     """All ids as 0 or 1, beside the numerical features and a constant; and the labels."""
     loader = ParquetLoader(spec, mapping, global_batch_size=10**6, shuffle=False)

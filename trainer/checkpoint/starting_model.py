@@ -136,10 +136,11 @@ def _check_options(options: Mapping[str, Any], path: Path) -> None:
         raise NoCheckpointError(f"{path}: {error}; it is not a model of this program") from error
 
 
-def flags_of_warm_start(model_dir: Path, which: str) -> dict[str, Any]:
-    """Return the flags that a run keeps when it resumes from a checkpoint; none unless it began with a warm start."""
-    facts = RunState.of(CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False))
-    return _flags(facts.options) if facts.origin.model else {}
+def flags_of_run(model_dir: Path, which: str) -> dict[str, Any]:
+    """Return the flags that a run keeps when it resumes from a checkpoint, whatever chose them."""
+    options = RunState.of(CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)).options
+    recipe = {"recipe": options["recipe"]} if "recipe" in options else {}
+    return _flags(options) | recipe
 
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
