@@ -17,7 +17,7 @@ from trainer.tuning.study import PRUNERS, Tuning, import_optuna
 DESCRIPTION = """\
 Searches flags of main.py with Optuna; a trial is a training run. The flags of all trials follow two dashes:
   python scripts/tune.py --output tuning --trials 50 --search deep_learning_rate=log:1e-4:1e-2 \\
-    --search batch_norm=choice:false,true -- --dataset_path data --num_epochs 5
+    --search batch_norm=choice:off,on -- --dataset_path data --num_epochs 5
 
 A trial is worth its best epoch on the mapping 'valid' (or --eval_mapping, which may not be 'test'), in the metric that
 decides which checkpoint of a run is the best. The same command resumes a study."""

@@ -146,7 +146,7 @@ def check(folder: Path, *more: object, **how: str) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """A dataset whose mapping valid has no positive row; in `without` it has no mapping valid."""
+    """A dataset whose mapping valid has no positive row; in `without` and `held_out` it has no mapping valid."""
     folder = tmp_path_factory.mktemp("plain")
     random = np.random.default_rng(0)
     features = {"item": {"cardinality": 9}, "click": {}, "stars": {}}
@@ -164,6 +164,9 @@ def plain(tmp_path_factory) -> Path:
     (folder / "data" / "stars.yaml").write_text(yaml.safe_dump(document))
     document["source_spec"] = {name: mappings[name] for name in ("train", "test")}
     (folder / "data" / "without.yaml").write_text(yaml.safe_dump(document))
+    features["stars"], document["channel_spec"] = {}, channels
+    document["source_spec"]["train"] = mappings["valid"]
+    (folder / "data" / "held_out.yaml").write_text(yaml.safe_dump(document))
     return folder
 
 
@@ -172,6 +175,10 @@ def plain(tmp_path_factory) -> Path:
     [
         (["--calibrate", "isotonic"], "--calibrate isotonic: label 'click' has no positive among the 90 rows.*valid"),
         (["--calibrate", "platt", "--fspec_file", "without.yaml"], "mapping 'valid', never on test, and the dataset"),
+        (
+            ["--calibrate", "platt", "--fspec_file", "held_out.yaml", "--recipe", "auto"],
+            "'click' has no positive among the [0-9]+ held-out rows .* in mapping 'train' .* add a mapping 'valid'",
+        ),
         (["--calibrate", "platt", "--eval_mapping", "test"], "--eval_mapping is test: remove --eval_mapping"),
         (["--calibrate", "platt", "--fspec_file", "stars.yaml"], "only binary labels have a probability"),
         (["--calibrate", "beta"], "invalid choice: 'beta'"),

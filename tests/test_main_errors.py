@@ -104,6 +104,8 @@ def test_unknown_mapping_lists_the_known_ones(dataset, tmp_path, capsys):
 def test_metrics_that_the_evaluated_mapping_does_not_allow(dataset, tmp_path, capsys):
     words = arguments(dataset, tmp_path, "--slice", "user")
     check_rejected(capsys, words, 2, "mapping 'test' has no column 'user'; did you mean 'user_id'?")
+    words = arguments(dataset, tmp_path, "--slice", "country")
+    check_rejected(capsys, words, 2, "mapping 'test' has no column 'country'; it has liked, user_id")
     words = arguments(dataset, tmp_path, "--ranking_metrics", "ndcg@5")
     check_rejected(
         capsys, words, 2, "--ranking_metrics ndcg@5", "mapping 'test' has no map feature", "channel_spec.map"

@@ -16,14 +16,14 @@ from data.errors import DataError
 from data.storage.range_cache import CACHE_LIMIT_VARIABLE, parse_size
 from data.storage.remote import is_url, url_of
 from trainer.checkpoint.saved_config import saved_model_flags
-from trainer.checkpoint.starting_model import check_starting_model, flags_of_warm_start, open_starting_model
+from trainer.checkpoint.starting_model import check_starting_model, flags_of_run, open_starting_model
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import DataOptions, ModelOptions, Options, RunOptions, Section, TrainingOptions, section_flags
 from trainer.default_paths import DEFAULT_PATHS, default_path, local_path, set_cache
 from trainer.metrics.ranking import ranking_metric
 from trainer.models import model_flags, model_options, network_class
 from trainer.optimizers.rules import OPTIMIZERS
-from trainer.recipe import INHERITED, Choice, choose
+from trainer.recipe import INHERITED, RESUMED, Choice, choose
 from trainer.tasks.loss_weighting import LOSS_WEIGHTINGS
 
 DESCRIPTION = """Trains, evaluates and measures a ranking model on the dataset that a feature specification describes.
@@ -114,20 +114,20 @@ def _resumed_or_started(run: RunOptions, *, is_begun: bool) -> RunOptions:
 
 
 def _inherited(run: RunOptions, given: Mapping[str, Any]) -> list[Choice]:
-    """Return the settings that a warm start takes over from its model, without those that are given.
+    """Return the settings that a run takes over from its checkpoint or its starting model, without those given.
 
-    A run that resumes after a warm start keeps them, whatever has become of that model.
+    A run that resumes keeps those that it was started with, by flags, by the data or by a warm start.
 
     Raises:
         NoCheckpointError: there is no such model.
     """
     if run.warm_start is not None:
-        flags = open_starting_model(run.warm_start, run.warm_start_from).flags()
+        flags, reason = open_starting_model(run.warm_start, run.warm_start_from).flags(), INHERITED
     elif run.restores and run.trains:
-        flags = flags_of_warm_start(given["model_dir"], run.which_checkpoint)
+        flags, reason = flags_of_run(given["model_dir"], run.which_checkpoint), RESUMED
     else:
         return []
-    return [Choice(name, value, INHERITED) for name, value in flags.items() if name not in given]
+    return [Choice(name, value, reason) for name, value in flags.items() if name not in given]
 
 
 def _default(name: str) -> Any:
@@ -164,7 +164,8 @@ def make_parser() -> Parser:
             kind = {"choices": _choices(name)} if name in REGISTRIES else _kind(flag.type, metadata["parse"])
             if metadata["urls"] is not None:
                 kind["type"] = partial(_URLS[metadata["urls"]], kind["type"])
-            if (bare := flag.field.metadata["bare"]) is not None:
+            if (bare := metadata["bare"]) is not None:
+                kind = {"type": _on_or_off, "metavar": "on|off"} if flag.type is bool else kind
                 kind |= {"nargs": "?", "const": bare}
             # Without a default here, flags that were given differ from those that were not.
             group.add_argument(f"--{name}", default=None, help=_help(flag.field), **kind)
@@ -186,6 +187,12 @@ def _kind(hint: Any, parse: Any) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_const", "const": True}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _on_or_off(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise argparse.ArgumentTypeError(f"expected on or off, got {text!r}")
+    return text == "on"
 
 
 def _mirrored(kind: type, text: str) -> Any:

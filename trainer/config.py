@@ -31,7 +31,7 @@ def option(
     positive: bool = False,
     required: bool = False,
     parse: Callable[[Sequence[str]], Any] | None = None,
-    bare: str | None = None,
+    bare: str | bool | None = None,
     urls: Literal["mirrored", "rejected"] | None = None,
 ) -> Any:
     """Return the dataclass field of a flag. Limits hold for every number in a value; None is always allowed.
@@ -44,7 +44,8 @@ def option(
         positive: whether the value must be above 0.
         required: whether a tuple must have an element.
         parse: function that makes the value from the words on the command line; None to follow the field's type.
-        bare: value of the flag when it is given without one; None if it needs a value.
+        bare: value of the flag when it is given without one; None if it needs a value. A boolean flag takes a value
+            (on or off) only with this.
         urls: what the command line does with a URL: its local mirror takes its place, or it is an error.
     """
     limits = {"at_least": at_least, "below": below, "positive": positive, "required": required}
@@ -178,7 +179,9 @@ class ModelOptions(Section):
 
     model: str = option("wide_deep", "architecture")
     deep_dropout: float = option(0.1, "share of hidden units that is dropped in training", at_least=0, below=0.99)
-    batch_norm: bool = option(False, "normalize hidden layers by the moments of the global batch")
+    batch_norm: bool = option(
+        False, "normalize hidden layers by the moments of the global batch: on (also without a value) or off", bare=True
+    )
     activation: Literal["relu", "gelu", "silu", "tanh"] = option("relu", "of all hidden layers")
     combiner: Literal["sum", "mean"] = option("sum", "pooling of multi-hot embeddings in the deep part")
     embedding_init_std: float | None = option(

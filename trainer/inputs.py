@@ -162,10 +162,8 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     config.model.check_labels([label.name for label in spec.labels])
     spec = with_score(spec, config.training.score)  # of --score or of the checkpoint
     _check_rows_are_kept(config)
-    held_out, mapping = None, data.train_mapping
-    if config.holds_out and VALID not in spec.sources:
-        held_out = draw_held_out(spec, mapping, HELD_OUT_SHARE, config.training.seed)
-    else:
+    held_out, mapping = _draw_held_out(config, spec), data.train_mapping
+    if held_out is None:
         mapping = data.eval_mapping or (VALID if run.trains and VALID in spec.sources else "test")
     _check_calibration(config, spec, mapping, holds_out=held_out is not None)
     evaluates = run.evaluate or not run.benchmark
@@ -199,6 +197,13 @@ def open_inputs(config: Options, env: WorkerEnv, agreed: ModelSchema | None = No
     if not run.restores:
         _check_pretrained(spec)
     return replace(inputs, memory=check_memory(inputs.size(config), env))
+
+
+def _draw_held_out(config: Options, spec: FeatureSpec) -> np.ndarray | None:
+    """Return the training rows that are held out (see `draw_held_out`); None if there is a mapping to evaluate."""
+    if not config.holds_out or VALID in spec.sources:
+        return None
+    return draw_held_out(spec, config.data.train_mapping, HELD_OUT_SHARE, config.training.seed)
 
 
 def _check_pretrained(spec: FeatureSpec) -> None:
@@ -472,22 +477,28 @@ def check_labels(config: Options, spec: FeatureSpec) -> tuple[str, ...]:
         DataError: labels are invalid or nothing can be learned from them, and --allow_degenerate_labels is not given;
             or a calibrator cannot be fitted.
     """
-    if config.training.calibrate is not None and VALID in spec.sources:
-        _check_calibration_labels(config.training.calibrate, spec)
+    if config.training.calibrate is not None:
+        _check_calibration_labels(config, spec)
     return () if config.run.restores else _check_training_labels(config, spec)
 
 
-def _check_calibration_labels(kind: str, spec: FeatureSpec) -> None:
+def _check_calibration_labels(config: Options, spec: FeatureSpec) -> None:
     """Check that every binary label has positive and negative rows to fit a calibrator on."""
-    report = _report_progress(f"checking the labels of {VALID!r}")
-    reader = ParquetReader(spec.only(LABEL), VALID)
-    for found in read_statistics(spec, reader, lambda done, of: report("row groups of labels", done, of)):
+    held_out = _draw_held_out(config, spec)
+    mapping = VALID if held_out is None else config.data.train_mapping
+    report = _report_progress(f"checking the labels of {mapping!r}")
+    reader = ParquetReader(spec.only(LABEL), mapping)
+    part = None if held_out is None else np.unpackbits(held_out, count=reader.rows).astype(bool)
+    statistics = read_statistics(spec, reader, lambda done, of: report("row groups of labels", done, of), part)
+    for found in statistics:
         if found.label.is_binary and found.total in (0, found.rows):
             lacks = "negative" if found.total else "positive"
+            held = "" if held_out is None else "held-out "
+            fix = "put such rows into it" if held_out is None else f"add a mapping {VALID!r} with such rows"
             raise DataError(
-                f"--calibrate {kind}: label {found.label.name!r} has no {lacks} among the {found.rows:,} rows that "
-                f"count for it in mapping {VALID!r} ({reader.location(found.label.name, 0).path}, ...); put such rows "
-                "into it, or remove the flag"
+                f"--calibrate {config.training.calibrate}: label {found.label.name!r} has no {lacks} among the "
+                f"{found.rows:,} {held}rows that count for it in mapping {mapping!r} "
+                f"({reader.location(found.label.name, 0).path}, ...); {fix}, or remove the flag"
             )
 
 

@@ -36,7 +36,7 @@ HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good. Rows with a rare
 # positive label count less (see `TrainingData.information`).
 ROWS_PER_ID = 100
-WIDE_DEEP, DOT, MANY_ROWS = "wide_deep", "dot", 10_000_000
+WIDE_DEEP, DOT, ADAM, MANY_ROWS = "wide_deep", "dot", "adam", 10_000_000
 
 
 # The flags of training that `choose` may choose; those of the model are flags of its options.
@@ -50,7 +50,7 @@ CHOSEN = (
     "l2_reg_embedding",
     "output_bias",
 )
-INHERITED = "as in the model that the run starts from"
+INHERITED, RESUMED = "as in the model that the run starts from", "as before, in the run that is resumed"
 
 
 class TrainingData(NamedTuple):
@@ -103,7 +103,8 @@ def choose(given: Mapping[str, Any]) -> list[Choice]:
 def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
     rows, ids, has_numbers, information, left_out = data
     batch = batch_size_for(rows)
-    optimizer = "Adam's usual rate, lowered by the schedule"
+    optimizer = given.get("optimizer", ADAM)
+    usual_rate = "Adam's usual rate" + ("" if optimizer.startswith(ADAM) else f"; {optimizer} may need another one")
     are_well_known = rows * information >= ROWS_PER_ID * ids
     # XLA cannot compile the sums over workers that batch normalization makes within the forward pass.
     is_normalized = given.get("batch_norm", not given.get("xla"))
@@ -116,8 +117,8 @@ def _choices(given: Mapping[str, Any], data: TrainingData) -> list[Choice]:
         Choice("global_batch_size", batch, f"{-(-rows // batch):,} steps per epoch for {rows:,} rows"),
         Choice("num_epochs", 40, f"at most; {stopping}"),
         Choice("early_stopping_patience", 2, stopping),
-        Choice("optimizer", "adam", optimizer),
-        Choice("deep_learning_rate", 0.001, optimizer),
+        Choice("optimizer", ADAM, "its steps fit rare and frequent ids alike"),
+        Choice("deep_learning_rate", 0.001, usual_rate),
         Choice("deep_schedule", "plateau", "a tenth of the rate when the validation loss no longer falls"),
         # Without weights, a positive row has a larger share of the mean loss; the prior keeps pace with it.
         Choice("l2_reg_embedding", _two_digits(l2 * left_out), f"for {rows:,} rows: rare ids keep small embeddings"),

@@ -457,9 +457,9 @@ class Trainer:
             fitted = {name: CALIBRATORS[kind](rows, self.comm) for name, rows in evaluation.binary_rows(self.comm)}
             maps = logit_maps_of(self.tasks)
             maps |= {name: replace(maps.get(name, LogitMap()), calibrator=one) for name, one in fitted.items()}
-            before = evaluation.result(self.comm)
+            before = evaluation.result(self.comm, with_slices=False)
             evaluation.tasks = self.tasks = with_logit_maps(self.tasks, maps)
-            after = evaluation.result(self.comm)
+            after = evaluation.result(self.comm, with_slices=False)
             evaluation.reset()
             for key in after:
                 if metric_of(key) is CalibrationError:

@@ -139,7 +139,10 @@ def inspect_labels(
 
 
 def read_statistics(
-    spec: FeatureSpec, reader: ParquetReader, on_row_group: Callable[[int, int], None] = lambda done, of: None
+    spec: FeatureSpec,
+    reader: ParquetReader,
+    on_row_group: Callable[[int, int], None] = lambda done, of: None,
+    part: np.ndarray | None = None,
 ) -> list[LabelStatistics]:
     """Compute the statistics of every label over all rows of its sample space, row group by row group.
 
@@ -147,6 +150,7 @@ def read_statistics(
         spec: specification of the dataset.
         reader: reader of a mapping's labels.
         on_row_group: called after each row group with the number done and the total.
+        part: [rows] bool, the rows of the mapping that count; None for all.
 
     Raises:
         DataError: A file is damaged, or holds an invalid label.
@@ -156,7 +160,8 @@ def read_statistics(
     for row_group, rows in enumerate(reader.row_group_rows.tolist()):
         batch = reader.allocate(rows)
         reader.decode(row_group, 0, rows, batch)
-        columns = dict(zip(labels, batch.labels.T, strict=True))  # {label name: [rows]}
+        counted = batch.labels if part is None else batch.labels[part[first_row : first_row + rows]]
+        columns = dict(zip(labels, counted.T, strict=True))  # {label name: [rows]}
         for name, statistics in labels.items():
             given = statistics.label.given
             statistics.add_rows(columns[name], columns[given] if given else None, first_row)

@@ -8,6 +8,7 @@ from data.encoding.hashing import hash_rows
 from data.errors import DataError
 from data.loading.parquet import ParquetReader, StoredColumns
 from data.spec.feature_spec import FeatureSpec
+from data.spec.features import ONEHOT
 
 LEAST_ROWS = 200  # held out of a small mapping, but at most MOST_SHARE of it
 MOST_SHARE = 0.2
@@ -17,7 +18,8 @@ BLOCK_ROWS = 2**20  # rows hashed at a time; a multiple of 8, so that blocks pac
 def draw_held_out(spec: FeatureSpec, mapping: str, share: float, seed: int) -> np.ndarray:
     """Draw rows of a mapping by a hash of their positions, the same on every worker.
 
-    Where the mapping has the map feature, whole groups are drawn, since metrics over parts of groups mean little.
+    Where the mapping has the map feature, whole groups are drawn, since metrics over parts of groups mean little. They
+    are not if it is also an input, such as the user: the rows drawn would have only ids that training never sees.
 
     Args:
         spec: specification of the dataset.
@@ -50,8 +52,8 @@ def draw_held_out(spec: FeatureSpec, mapping: str, share: float, seed: int) -> n
 
 def _keys(spec: FeatureSpec, mapping: str) -> Callable[[int, int], np.ndarray]:
     """Return a function of a range of rows that returns what decides about each: its group, or its position."""
-    group = spec.map_feature
-    if group is None or group.name not in [name for chunk in spec.chunks(mapping) for name in chunk.features]:
+    group, stored = spec.map_feature, [name for chunk in spec.chunks(mapping) for name in chunk.features]
+    if group is None or group.name not in stored or group in spec.channel(ONEHOT):
         return lambda begin, end: np.arange(begin, end)
     stream = StoredColumns(spec, mapping, [group.name]).stream()
     return lambda begin, end: stream.take(end - begin)[0].to_numpy()

@@ -580,8 +580,11 @@ def _assign(
             found = (index for index, files in enumerate(chunk_files) if files and column.name in files[0].schema.names)
             owner = next(found, None)
         if owner is None:
-            near = nearest(column.name, owners) if column.field == "extra" else None
-            fix = f"did you mean {near!r}?" if near else "add it to the features of a chunk"
+            fix = "add it to the features of a chunk"
+            if column.field == "extra":  # of the files, whether or not they are features
+                held = list(dict.fromkeys(name for files in chunk_files if files for name in files[0].schema.names))
+                near = nearest(column.name, held)
+                fix = f"did you mean {near!r}?" if near else f"it has {', '.join(held)}"
             raise DataError(f"mapping {mapping!r} has no column {column.name!r}; {fix}")
         assigned[owner].append(column)
     return assigned

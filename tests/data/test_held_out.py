@@ -7,6 +7,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,6 +106,15 @@ def test_groups_are_held_out_as_a_whole(tmp_path):
     held_out = drawn(spec, 3000, share=0.1)
     assert held_out.any()
     assert not set(frame["session"][held_out]) & set(frame["session"][~held_out])
+
+
+def test_groups_that_are_an_input_are_in_both_parts(tmp_path):
+    spec, frame = write_dataset(tmp_path, [[3000]], frame=random_rows(3000))
+    by_user = FeatureSpec.from_dict(yaml.safe_load(spec.to_yaml().replace("map: [session]", "map: [user]")), tmp_path)
+    assert [feature.name for feature in by_user.channel("map")] == ["user"]
+    held_out = drawn(by_user, 3000, share=0.1)
+    # About 900 users have rows among the others.
+    assert len(set(frame["user"][held_out]) & set(frame["user"][~held_out])) > 100
 
 
 def test_nothing_to_hold_out_is_an_error(tmp_path):

@@ -8,7 +8,7 @@ from trainer.optimizers.loss_scale import GROWTH_STEPS, LossScale
 from trainer.optimizers.moving_average import MovingAverage
 from trainer.optimizers.optimizer import Optimizer, ParameterGroup
 from trainer.optimizers.rules import OPTIMIZERS, SGD, Adam, AdamW, Ftrl, RMSprop, UpdateRule
-from trainer.optimizers.schedules import Constant, Steps, make_schedule
+from trainer.optimizers.schedules import Constant, Plateau, Steps, make_schedule
 
 
 def skewed_updates(steps: int, rows: int, width: int):  # type: ignore[no-untyped-def]
@@ -285,7 +285,23 @@ def test_decay_of_adamw_covers_the_steps_since_the_last_update():
     table, plain = tf.Variable([[2.0]]), tf.Variable([[2.0]])
     for rule, variable in ((AdamW(weight_decay=0.1), table), (Adam(), plain)):
         make(rule, 0.01, {}, {"t": variable}).apply({"t": sparse(np.ones((1, 1), np.float32), [0])}, tf.constant(25))
-    np.testing.assert_allclose((plain - table).numpy(), 25 * 0.01 * 0.1 * 2.0, rtol=1e-5)
+    np.testing.assert_allclose((plain - table).numpy(), (1 - (1 - 0.01 * 0.1) ** 25) * 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("decay", "rates"), [(0.004, (1e-3, 1e-4)), (3.0, (0.01, 0.001)), (200.0, (0.01, 1e-3))])
+def test_decay_of_adamw_rows_equals_that_of_every_step(decay, rates):
+    """Over 200 steps, with a rate that falls in step 101; all rows are looked up in the step before."""
+    rng, rate = np.random.default_rng(0), Plateau(rates[0])
+    rows = rng.normal(size=(8, 3)).astype(np.float32)
+    table, dense = tf.Variable(rows), rows.astype(np.float64)
+    optimizer = Optimizer(ParameterGroup(AdamW(weight_decay=decay), rate, {}, {"t": table}))
+    for step in range(1, 201):
+        if step == 101:
+            rate.factor.assign(rates[1] / rates[0])
+        ids = np.arange(8) if step in (100, 200) else np.flatnonzero(rng.random(8) < 0.1)
+        optimizer.apply({"t": sparse(np.zeros((8, 3), np.float32), ids)}, tf.constant(step))
+        dense *= 1 - min(1.0, rates[step > 100] * decay)
+    np.testing.assert_allclose(table.numpy(), dense, rtol=0, atol=1e-6)
 
 
 def test_shrinkage_never_changes_signs():

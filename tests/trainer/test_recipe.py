@@ -10,14 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import scipy
 
+from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.movielens.prepare import prepare
 from data.spec.feature_spec import FeatureSpec
+from gen_csv import main as gen_csv
 from main import main
 from tests.data.sample_data import random_rows, write_dataset
-from tests.helpers import real_data
-from trainer.cli import make_options
+from tests.helpers import ROOT, real_data
+from trainer.cli import make_options, parse
 from trainer.recipe import batch_size_for, choose, l2_for, scale_for
+from transcode import main as transcode
 
 
 def write_rows(folder: Path, rows: int, *, numbers: bool = False) -> None:
@@ -155,6 +158,17 @@ def test_given_flags_win(tmp_path):
     assert changed.training.global_batch_size == 99 and changed.deep_optimizer.rule == "sgd"
     assert not changed.model.batch_norm and changed.training.l2_reg_embedding == 0
     assert given.keys().isdisjoint(changed.reasons) and plain.reasons.keys() > changed.reasons.keys()
+    rates = [options.reasons["deep_learning_rate"] for options in (plain, changed)]
+    assert rates == ["Adam's usual rate", "Adam's usual rate; sgd may need another one"]
+
+
+def test_batch_norm_can_be_turned_off(tmp_path):
+    write_rows(tmp_path, 100)
+    places = ["--dataset_path", str(tmp_path)]
+    found = [parse([*places, *words.split()], 1).model.batch_norm for words in ("", "--batch_norm", "--batch_norm off")]
+    assert found == [True, True, False]
+    with pytest.raises(DataError, match="--batch_norm: expected on or off, got 'false'"):
+        parse([*places, "--batch_norm", "false"], 1)
 
 
 def test_nothing_is_chosen_where_nothing_is_trained(tmp_path):
@@ -197,6 +211,19 @@ def test_run_reports_its_choices_and_holds_rows_out(run, capfd):
     assert "was trained on other rows than those of mapping" in capfd.readouterr().err
     assert run("--evaluate") == 0
     assert "on mapping 'test'" in capfd.readouterr().out
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path):
+    write_rows(tmp_path, 600)
+    places = ["--dataset_path", tmp_path, "--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    words = [*map(str, places), "--cpu", "--num_epochs"]
+    first = "1 --deep_hidden_units 4 --recipe published --optimizer sgd --global_batch_size 200 --l2_reg_embedding 0.5"
+    assert main([*words, *first.split()]) == 0
+    resumed = parse([*words, "2", "--use_checkpoint"], 1)
+    training, deep = resumed.training, resumed.deep_optimizer
+    assert (training.recipe, training.global_batch_size, training.l2_reg_embedding) == ("published", 200, 0.5)
+    assert (training.num_epochs, deep.rule, deep.schedule, resumed.model.batch_norm) == (2, "sgd", "steps", False)
+    assert parse([*words, "2", "--use_checkpoint", "--optimizer", "adam"], 1).deep_optimizer.rule == "adam"
 
 
 def one_hot(spec: FeatureSpec, mapping: str) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
@@ -242,12 +269,26 @@ def rank_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return (ranks[labels > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
 
 
+def lead_of_the_defaults(folder: Path) -> float:
+    """Train on the dataset in `folder`/data at the defaults; return its lead in AUC over logistic regression."""
+    places = ["--dataset_path", folder / "data", "--model_dir", folder / "model", "--results_dir", folder / "new"]
+    assert main([*map(str, places), "--cpu"]) == 0
+    assert main([*map(str, places), "--cpu", "--evaluate"]) == 0
+    found = json.loads((folder / "new" / "metrics.json").read_text())["auc_roc"]
+    return found - logistic_regression(FeatureSpec.read(folder / "data" / "feature_spec.yaml"))
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_small_data_at_the_defaults_beats_logistic_regression(tmp_path):
     prepare(real_data("ml-100k"), tmp_path / "data")
-    places = ["--dataset_path", tmp_path / "data", "--model_dir", tmp_path / "model", "--results_dir", tmp_path / "new"]
-    assert main([*map(str, places), "--cpu"]) == 0
-    assert main([*map(str, places), "--cpu", "--evaluate"]) == 0
-    found = json.loads((tmp_path / "new" / "metrics.json").read_text())["auc_roc"]
-    assert found > logistic_regression(FeatureSpec.read(tmp_path / "data" / "feature_spec.yaml")) + 0.005
+    assert lead_of_the_defaults(tmp_path) > 0.005
+
+
+@pytest.mark.slow
+def test_a_dozen_steps_per_epoch_are_enough(tmp_path):
+    # The labels are those of a linear model, so that no other can be better.
+    source, rows = str(tmp_path / "csv"), ["--size", "3000", "--signal", "2"]
+    gen_csv(["--feature_spec_in", str(ROOT / "feature_specs/tiny.yaml"), "--output", source, *rows])
+    transcode(["--input", source, "--output", str(tmp_path / "data")])
+    assert lead_of_the_defaults(tmp_path) > -0.02

@@ -37,11 +37,28 @@ def test_batch_norm_ignores_absent_rows(layers):
     mean, variance = there.mean(axis=-2, keepdims=True), there.var(axis=-2, keepdims=True)
     np.testing.assert_allclose(found, 2 * (x - mean) / np.sqrt(variance + EPSILON) - 1, rtol=1e-4, atol=1e-4)
     (_, moving_mean), (_, moving_variance) = context.moments
-    np.testing.assert_allclose(moving_mean, ((1 - MOMENTUM) * mean).reshape(shape), rtol=1e-5)
-    np.testing.assert_allclose(moving_variance, (MOMENTUM + (1 - MOMENTUM) * variance).reshape(shape), rtol=1e-5)
+    np.testing.assert_allclose(moving_mean, mean.reshape(shape), rtol=1e-5)
+    np.testing.assert_allclose(moving_variance, variance.reshape(shape), rtol=1e-5)
     np.testing.assert_array_equal(norm.moving_mean.numpy(), 0)
     plain = norm(tf.constant(x)).numpy()
     np.testing.assert_allclose(plain, 2 * x / np.sqrt(1 + EPSILON) - 1, rtol=1e-5)
+
+
+def test_moving_moments_begin_with_the_first_batch():
+    batches = [normal(20, 5) * scale for scale in (1e-3, 1.5e-3, 0.5e-3)]
+    norm = BatchNorm(name="norm")
+    norm.build(batches[0].shape)
+    mean, variance = batches[0].mean(axis=0), batches[0].var(axis=0)
+    for number, batch in enumerate(batches):
+        context = step_context(20)
+        norm(tf.constant(batch), context=context)
+        for variable, value in context.moments:
+            variable.assign(value)
+        if number:
+            mean = MOMENTUM * mean + (1 - MOMENTUM) * batch.mean(axis=0)
+            variance = MOMENTUM * variance + (1 - MOMENTUM) * batch.var(axis=0)
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", left_to_all(["wide_deep", "mmoe", "ple", "aitm"], ("wide_deep", "mmoe")))

@@ -289,7 +289,7 @@ def test_decay_of_missed_steps(rule):
     none = tf.IndexedSlices(tf.zeros((len(touched), 4)), tf.constant(touched), tf.constant([45, 4]))
     optimizer.apply({table: none}, tf.constant(now))
     missed = now - np.array([*last_step, *[steps] * 5], np.float64)
-    per_step = rate * factor if rule == "adamw" else 2 * factor * rate / np.sqrt(0.1 + 1e-7)
-    expected = weights.astype(np.float64) * (1 - per_step * missed)[:, np.newaxis]
+    kept = (1 - rate * factor) ** missed if rule == "adamw" else 1 - 2 * factor * rate / np.sqrt(0.1 + 1e-7) * missed
+    expected = weights.astype(np.float64) * kept[:, np.newaxis]
     np.testing.assert_allclose(variable.numpy()[touched], expected[touched], rtol=1e-6)
     np.testing.assert_array_equal(variable.numpy()[1::2], weights[1::2])

@@ -1,6 +1,6 @@
 """The model that a warm start begins with: a checkpoint of an earlier run, or a model folder. Imports no TensorFlow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +136,23 @@ def _check_options(options: Mapping[str, Any], path: Path) -> None:
         raise NoCheckpointError(f"{path}: {error}; it is not a model of this program") from error
 
 
-def flags_of_warm_start(model_dir: Path, which: str) -> dict[str, Any]:
-    """Return the flags that a run keeps when it resumes from a checkpoint; none unless it began with a warm start."""
-    facts = RunState.of(CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False))
-    return _flags(facts.options) if facts.origin.model else {}
+def flags_of_run(model_dir: Path, which: str) -> dict[str, Any]:
+    """Return the flags that a run keeps when it resumes from a checkpoint, whatever chose them.
+
+    Raises:
+        NoCheckpointError: there is no such checkpoint, or its flags are invalid.
+    """
+    checkpoint = CheckpointStore(model_dir, warn=lambda text: None).open(which, verify=False)
+    options = RunState.of(checkpoint).options
+    try:
+        return _flags(options, (*CHOSEN, "recipe"))
+    except DataError as error:
+        raise NoCheckpointError(f"{checkpoint.path}: {error}; it is not a checkpoint of this program") from error
 
 
-def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
+def _flags(options: Mapping[str, Any], of_training: Sequence[str] = CHOSEN) -> dict[str, Any]:
     known = section_flags(TrainingOptions)
-    return from_json(options) | {name: known[name].read(options[name]) for name in CHOSEN if name in options}
+    return from_json(options) | {name: known[name].read(options[name]) for name in of_training if name in options}
 
 
 def check_starting_model(model: Path, model_dir: Path) -> None:

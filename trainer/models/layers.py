@@ -108,7 +108,9 @@ class BatchNorm(keras.layers.Layer):
 
     In training, mean and (biased) variance are computed over the rows of all workers, without rows of weight 0 such as
     padding. Otherwise their moving averages are used, whose new values a training step leaves in
-    `StepContext.moments`. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
+    `StepContext.moments`. They begin with the first batch: averaged with their initial values of 0 and 1, they would
+    take a hundred steps to become as small as the values of small embeddings, and evaluations until then would be
+    wrong. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015.
 
     Input and output: [batch, units] or [stacks, batch, units] of any float dtype; computed in float32.
     """
@@ -145,9 +147,11 @@ class BatchNorm(keras.layers.Layer):
         # A second reduction after the mean is known: E[x^2] - mean^2 would cancel where the mean is large.
         squares = tf.reduce_sum(tf.math.squared_difference(values, mean) * present, axis=-2)
         variance = tf.math.divide_no_nan(context.sum_over_workers([tf.reshape(squares, shape)])[0], count)
+        is_first = (self.moving_mean.value == 0.0) & (self.moving_variance.value == 1.0)  # of the units
+        kept = tf.where(is_first, 0.0, MOMENTUM)
         # Not assigned here: the step assigns them only if it is applied.
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            context.moments.append((moving, MOMENTUM * moving.value + (1 - MOMENTUM) * value))
+            context.moments.append((moving, kept * moving.value + (1 - kept) * value))
         return mean, variance
 
 

@@ -160,7 +160,8 @@ class AdamW(Adam):
     """Adam with decoupled weight decay: after Adam's update,  w <- w - rate weight_decay w_old.
 
     Unlike L2 regularization, the decay does not depend on the moments. A table row decays when a batch looks it up, for
-    all steps since its last update:  w <- w - min(1, rate weight_decay elapsed) w_old.
+    all steps since its last update:  w <- w - (1 - (1 - rate weight_decay)^elapsed) w_old,  which equals decay in every
+    step as far as the rate has not changed since.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
@@ -177,7 +178,9 @@ class AdamW(Adam):
     ) -> tuple[tf.Tensor, Slots]:
         """Apply Adam's update and the decay of the old weight."""
         new_weight, new_slots = super().update(weight, gradient, slots, rate, elapsed, step)
-        return new_weight - tf.minimum(1.0, rate * self.weight_decay * elapsed) * weight, new_slots
+        # By logarithms: a decay of 1e-6 per step would be lost in the rounding of 1 - 1e-6.
+        log_kept = elapsed * tf.math.log1p(-tf.minimum(rate * self.weight_decay, 1.0))
+        return new_weight + tf.math.expm1(log_kept) * weight, new_slots
 
 
 @dataclass(frozen=True)

@@ -298,8 +298,12 @@ class Evaluation:
         numbers = None if self._score is None else self._score.numbers(numerical)
         self._store.append(logits, restrict_to_sample_space(labels, self.tasks), weights, group, slices, numbers)
 
-    def result(self, comm: Collectives) -> dict[str, float]:
+    def result(self, comm: Collectives, *, with_slices: bool = True) -> dict[str, float]:
         """Compute the metrics over the rows of all workers, equal on all of them. A collective.
+
+        Args:
+            comm: collectives over the workers.
+            with_slices: whether to compute the slices, too, which takes longer than the metrics.
 
         Returns:
             NAME -> value for one task. For several: NAME/TASK for each task that has the metric, NAME/TASK+TASK for
@@ -329,9 +333,10 @@ class Evaluation:
                 before = _predicted(uncalibrated, rows)
                 curve = calibration_curve(score_table(before, comm), before, comm)
                 self.curves[self._curve_key(UNCALIBRATED_CURVE, name)] = curve
+        columns = self._store.slices if with_slices else []
         self.slices = [
             self._slice(division.column, value, name, division.slices == index, scores, comm)
-            for division in [column.divide(self._slice_values, comm) for column in self._store.slices]
+            for division in [column.divide(self._slice_values, comm) for column in columns]
             for index, value in enumerate(division.values)
             for name in self._measured
         ]

@@ -94,7 +94,7 @@ def _choice(text: str, name: str, flag: Flag, rest: str) -> Search:
     values = tuple(value.strip() for value in rest.split(","))
     if len(set(values)) < len(values) or "" in values:
         raise DataError(f"--search {text}: the values of a choice must differ, and none may be empty")
-    is_switch = flag.type is bool
+    is_switch = flag.type is bool and flag.field.metadata["bare"] is None
     if is_switch and not set(values) <= {"true", "false"}:
         raise DataError(f"--search {text}: --{name} is on or off; expected choice:false,true")
     return Search(text, name, "choice", values, is_switch)
