@@ -13,6 +13,7 @@ from data.storage.remote import join, mirror_of
 from main import main
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.object_store import SECRET
+from tests.trainer.test_warm_start import make_day
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.default_paths import path_in
@@ -104,6 +105,32 @@ def test_a_run_in_the_store_equals_a_local_one(url, data, tmp_path, capfd):
     again = capfd.readouterr()
     assert f"--output {url}/served: has files but no export.json, as an interrupted upload leaves it" in again.err
     assert SECRET not in "".join((*printed, *again))
+
+
+@pytest.mark.parametrize(("part", "line"), [("", "warm start"), ("model", "no state of the optimizer")])
+def test_a_warm_start_from_the_store_equals_a_local_one(url, tmp_path, capfd, part, line):
+    """On another machine, from a run and from its model folder; rows are matched by the encoders in the store."""
+    monday, tuesday = make_day(tmp_path / "monday", 0), make_day(tmp_path / "tuesday", 100, seed=1)
+    must(main(command(monday, url, tmp_path / "r", "--num_epochs", "1")))
+    must(main(command(monday, tmp_path / "first", tmp_path / "r", "--num_epochs", "1")))
+    wipe()
+    capfd.readouterr()
+    for name, start in (("far", join(url, part) if part else url), ("near", tmp_path / "first" / part)):
+        more = ["--num_epochs", "1", "--warm_start", str(start)]
+        must(main(command(tuesday, tmp_path / name, tmp_path / f"{name} results", *more)))
+    found, expected = arrays(tmp_path / "far"), arrays(tmp_path / "near")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert metrics(tmp_path / "far results") == metrics(tmp_path / "near results")
+    printed = capfd.readouterr()
+    assert printed.out.count(line) == 2 and printed.out.count("item ") >= 2
+    assert SECRET not in printed.out + printed.err
+
+
+def test_a_warm_start_from_nothing_names_the_url(url, data, tmp_path, capfd):
+    assert main(command(data, tmp_path / "m", tmp_path / "r", "--warm_start", url)) == NO_CHECKPOINT
+    assert f"--warm_start {url}: has neither checkpoints of a run nor a model" in capfd.readouterr().err
 
 
 def test_without_a_checkpoint_the_url_is_named(url, data, tmp_path, capfd):
