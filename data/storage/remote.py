@@ -453,7 +453,7 @@ def _tag(file: Any) -> str:
         found = file.metadata() or {}
     except NotImplementedError:
         return ""
-    tags = [value for name, value in found.items() if name in (b"ETag", "ETag")]
+    tags = [value for name, value in found.items() if os.fsdecode(name).lower() == "etag"]  # written so or so
     return tags[0].decode() if tags and isinstance(tags[0], bytes) else "".join(map(str, tags))
 
 
@@ -550,7 +550,9 @@ def _store(scheme: str, host: str, endpoint: str) -> "tuple[FileSystem, str]":
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, DataError):
             raise
-        raise RemoteError(f"{url}: cannot be opened: {scrubbed(_first_line(error))}") from None
+        needs = "; install Hadoop's client, and set JAVA_HOME, HADOOP_HOME and CLASSPATH for it"
+        hint = needs if scheme in ("hdfs", "viewfs") else ""
+        raise RemoteError(f"{url}: cannot be opened: {scrubbed(_first_line(error))}{hint}") from None
 
 
 def _s3(bucket: str, endpoint: str) -> "FileSystem":
