@@ -67,6 +67,9 @@ def test_a_run_in_the_store_equals_a_local_one(url, data, tmp_path, capfd):
     wipe()
     assert main(command(data, url, results, "--num_epochs", "2")) == WRONG_INPUT
     assert f"{url}/checkpoints holds the checkpoints of an earlier run" in capfd.readouterr().err
+    other = make_dataset(tmp_path / "other", ROOT / "feature_specs" / "tiny.yaml", rows=200)
+    assert main(command(other, url, results, "--num_epochs", "2", "--use_checkpoint")) == WRONG_INPUT
+    assert f"in a new run, with --warm_start {url} and another --model_dir" in capfd.readouterr().err
     must(main(command(data, url, results, "--num_epochs", "2", "--use_checkpoint")))
     wipe()
     assert_equal_runs(url, local, (results, tmp_path / "local results"))

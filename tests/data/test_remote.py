@@ -144,6 +144,36 @@ def test_messages_hold_no_credentials(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING"]
+)
+def test_credentials_of_every_store_are_replaced(monkeypatch, name):
+    monkeypatch.setenv(name, "abc/def+123")
+    monkeypatch.setenv("SOME_KEY", "x")  # too short to be one
+    assert remote.scrubbed("denied: abc/def+123 in box") == "denied: *** in box"
+
+
+def test_the_region_of_a_bucket_is_asked_for_again(monkeypatch):
+    answers = [OSError("When resolving region: timed out"), OSError("HTTP status 503"), "eu-west-1"]
+
+    def region(bucket):
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    for variable in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pyarrow.fs, "resolve_s3_region", region)
+    remote._store.cache_clear()
+    assert remote._open("s3://box/a")[0].region == "eu-west-1"
+    remote._store.cache_clear()
+    answers.append(OSError("Bucket 'box' not found"))
+    with pytest.raises(remote.RemoteError, match="s3://box: cannot open: Bucket 'box' not found; check the URL"):
+        remote._open("s3://box/a")
+    assert not answers
+
+
 def test_a_local_file_system_behind_a_url(tmp_path, monkeypatch):
     monkeypatch.setenv("RECIPE_CACHE_DIR", str(tmp_path / "cache"))
     path, url = file_of(tmp_path / "a", 100), f"file://{tmp_path}/store/a"
