@@ -120,12 +120,19 @@ def test_a_warm_start_from_the_store_equals_a_local_one(url, tmp_path, capfd, pa
     capfd.readouterr()
     for name, start in (("far", join(url, part) if part else url), ("near", tmp_path / "first" / part)):
         more = ["--num_epochs", "1", "--warm_start", str(start)]
+        more += [] if part else ["--warm_start_checkpoint", f"{start}/checkpoints"]
         must(main(command(tuesday, tmp_path / name, tmp_path / f"{name} results", *more)))
     found, expected = arrays(tmp_path / "far"), arrays(tmp_path / "near")
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     assert metrics(tmp_path / "far results") == metrics(tmp_path / "near results")
+    raw = tmp_path / "tuesday/raw/logs.csv"
+    remote.put(raw, join(url, "new/logs.csv"))
+    for name, file in (("far", join(url, "new/logs.csv")), ("near", raw)):
+        predict = ["--raw", str(file), "--predict", str(tmp_path / f"{name}.csv")]
+        must(main(command(tuesday, tmp_path / name, tmp_path / "r", *predict)))
+    assert (tmp_path / "far.csv").read_bytes() == (tmp_path / "near.csv").read_bytes()
     printed = capfd.readouterr()
     assert printed.out.count(line) == 2 and printed.out.count("item ") >= 2
     assert SECRET not in printed.out + printed.err
@@ -141,7 +148,7 @@ def test_without_a_checkpoint_the_url_is_named(url, data, tmp_path, capfd):
     assert f"no checkpoint in {url}/checkpoints" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--results_dir", "--importance", "--tensorboard_dir"])
+@pytest.mark.parametrize("flag", ["--results_dir", "--importance", "--tensorboard_dir", "--embedding_sizes_file"])
 def test_what_stays_local_rejects_urls(flag):
     with pytest.raises(ValueError, match=f"{flag}: s3://b/x is a URL; expected a path of this machine"):
         parse([flag, "s3://b/x"], 1)

@@ -198,7 +198,7 @@ def _mirrored(kind: type, text: str) -> Any:
 
 def _local(kind: type, text: str) -> Any:
     if is_url(text):
-        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine, since it is written there")
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine")
     return kind(text)
 
 
