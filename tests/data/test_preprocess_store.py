@@ -224,6 +224,19 @@ def test_a_store_that_stalls_is_a_failure(store, server, monkeypatch, tmp_path, 
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "written", "said"),
+    [
+        ("s3://b/x.csv", "spec.yaml", "--infer: reads local files; copy some of the raw files here"),
+        ("x.csv", "s3://b/spec.yaml", "--write_spec: s3://b/spec.yaml is a URL; expected a path of this machine"),
+    ],
+)
+def test_a_first_specification_is_local(capsys, pattern, written, said):
+    with pytest.raises(SystemExit):
+        run("--infer", pattern, "--label", "click", "--write_spec", written)
+    assert said in capsys.readouterr().err
+
+
 def test_credentials_are_not_printed(tmp_path, capsys):
     secret = "s3://me:hidden-key@bucket/raw"
     for arguments in (("--input", secret, "--output", "x"), ("--input", "x", "--output", secret)):
