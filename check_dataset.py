@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 from data.checks.dataset import Finding, MappingSummary, check_folder, check_mapping, read_encoders
-from data.command_line import Parser, run_tool, whole_number
+from data.command_line import Parser, location, run_tool, whole_number
+from data.encoding.remote_dataset import pull_dataset
 from data.files.new_dataset import SPEC_FILE
 from data.preprocess.findings import DatasetCounts
 from data.spec.feature_spec import FeatureSpec
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Print the findings, notes on what is unusual, and a summary; return 1 if any finding is an error, else 0."""
+    pull_dataset(args.dataset, args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     spec = FeatureSpec.read(args.dataset / args.fspec_file, allow_outside_paths=args.allow_outside_paths)
     counts: Counter[str] = Counter()
     values = DatasetCounts(spec, read_encoders(spec, allow_outside_paths=args.allow_outside_paths))
@@ -69,7 +70,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             "1 if there is an error among them, with 2 if the specification itself is wrong."
         ),
     )
-    parser.add_argument("dataset", type=Path, metavar="DATASET_FOLDER", help="folder of the dataset")
+    parser.add_argument("dataset", type=location, metavar="DATASET_FOLDER", help="folder or URL of the dataset")
     parser.add_argument("--fspec_file", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
     parser.add_argument(
         "--max_findings", type=whole_number(0), default=20, metavar="N", help="findings to print; all are counted"

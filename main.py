@@ -141,7 +141,7 @@ def _check(config: Options, data: Inputs, env: WorkerEnv) -> None:
     warnings = check_run(config, data, env)
     if env.rank == 0:
         folders = config.data
-        read = " ".join(map(str, config.run.raw)) or place(folders.dataset_path)
+        read = " ".join(map(place, config.run.raw)) or place(folders.dataset_path)
         print(f"data: {read}  checkpoints: {place(folders.model_dir)}  results: {folders.results_dir}", flush=True)
         for line in describe_choices(config):
             print(line, flush=True)

@@ -186,7 +186,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--infer", nargs="+", metavar="PATTERN", help="raw files to write a first specification for, as quoted globs")
     add("--label", nargs="+", action="extend", default=[], metavar="COLUMN", help="with --infer: columns to learn")
     add("--time", metavar="COLUMN", help="with --infer: column of the time, by which rows are split")
-    add("--write_spec", type=Path, metavar="FILE", help="with --infer: the specification to write")
+    add("--write_spec", type=location, metavar="FILE", help="with --infer: the specification to write")
     add("--sample_rows", type=whole_number(1), default=100_000, help="with --infer: rows to look at")
     add_resource_flags(parser)
     parser.add_outside_paths()
@@ -203,6 +203,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error("--infer: needs --label COLUMN, the column to learn")
         if args.write_spec is None:
             parser.error("--infer: needs --write_spec FILE, such as RAW/feature_spec.yaml")
+        if (url := remote.url_of(args.write_spec)) is not None:
+            parser.error(f"--write_spec: {url} is a URL; expected a path of this machine")
         if any(map(remote.is_url, args.infer)):
             parser.error("--infer: reads local files; copy some of the raw files here")
         if args.input or args.workflow or args.extend:

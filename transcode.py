@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from data.command_line import Parser, location, run_tool, whole_number
+from data.encoding.remote_dataset import pull_dataset
 from data.files.new_dataset import SPEC_FILE
 from data.files.transcode import transcode
 
@@ -14,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
 
     def job() -> int:
+        pull_dataset(args.input, args.feature_spec_in, allow_outside_paths=args.allow_outside_paths)
         transcode(
             args.input / args.feature_spec_in,
             args.output,
@@ -37,7 +39,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         ),
     )
     add = parser.add_argument
-    add("--input", type=Path, default=".", metavar="DIR", help="folder of the CSV dataset")
+    add("--input", type=location, default=".", metavar="DIR", help="folder or URL of the CSV dataset")
     add("--feature_spec_in", default=SPEC_FILE, metavar="FILE", help="its specification, in that folder")
     add(
         "--output",

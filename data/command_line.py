@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from data.errors import DataError, nearest, shown
 from data.storage.checksummed_dir import StorageError
-from data.storage.remote import is_url, mirror_of
+from data.storage.remote import RemoteUnreachableError, is_url, mirror_of
 
 LARGEST = 2**31 - 1
 OUTSIDE_PATHS_HELP = "allow a trusted specification to name files outside of its folder"
@@ -103,7 +103,7 @@ def run_tool(name: str, job: Callable[[], int]) -> int:
         return job()
     except DataError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RemoteUnreachableError) else 2
     except StorageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on one day's raw logs, starting from the model of the days before, and keeps the new model if it is good enough.
 # usage: daily.sh --raw DIR --next DIR --runs DIR [OPTION ...] [-- MAIN.PY FLAG ...]
-#   --raw DIR        the day's raw logs with their feature_spec.yaml; the folder's name is the name of the day
-#   --next DIR       the next day's raw logs, on which both models are evaluated
+#   --raw DIR        the day's raw logs with their feature_spec.yaml, or their URL; the folder's name is that of the day
+#   --next DIR       the next day's raw logs, or their URL, on which both models are evaluated
 #   --runs DIR       folder of all days: DIR/DAY has a day's dataset, model and metrics, DIR/current is the day in use
 #   --metric KEY     key of metrics.json by which the models are compared (default: loss_val)
 #   --tolerance T    by how much the new model may be worse and is still kept (default: 0)
@@ -41,6 +41,7 @@ done
 [[ $workers =~ ^[1-9][0-9]*$ ]] || die "--workers takes a number of workers, not '$workers'"
 [[ $tolerance =~ ^[0-9]*\.?[0-9]+([eE]-?[0-9]+)?$ ]] || die "--tolerance takes a number from 0 up, not '$tolerance'"
 [[ $format =~ ^(savedmodel|onnx|triton|none)$ ]] || die "--format takes savedmodel, onnx, triton or none, not '$format'"
+[[ $runs != *://* ]] || die "--runs $runs: is a URL; give a folder of this machine (--raw and --next may be URLs)"
 day=$(basename "$raw")
 [ "$day" != current ] || die "--raw $raw: the name of the folder is that of the day, which cannot be 'current'"
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.drifting_logs import draw_day, write_day
+from data.storage import remote
 from scripts.compare_models import decide
 from scripts.compare_models import main as compare
 from tests.helpers import ROOT, environment
+from tests.object_store import SECRET
 
 FLAGS = ["--num_epochs", "2", "--deep_hidden_units", "16", "8", "--global_batch_size", "512"]
 STAGES = ("preprocessing", "training", "evaluating", "comparing", "exporting")
@@ -108,6 +110,20 @@ def test_a_worse_model_is_not_kept(logs, tmp_path):
     assert not (tmp_path / "day-1/export").exists()
 
 
+@pytest.mark.slow
+def test_raw_logs_in_a_store(logs, store, tmp_path):
+    for day in (0, 1):
+        remote.push_folder(logs / f"day-{day}", f"{store}/day-{day}", "feature_spec.yaml")
+    paths = ["--raw", f"{store}/day-0/", "--next", f"{store}/day-1", "--runs", str(tmp_path / "far")]
+    words = ["bash", str(ROOT / "scripts/daily.sh"), *paths, "--format", "none", "--", *FLAGS]
+    far = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert far.returncode == 0, far.stdout + far.stderr
+    assert SECRET not in far.stdout + far.stderr
+    near = run_day(logs, tmp_path / "near", 0, "--format", "none")
+    assert near.returncode == 0, near.stdout + near.stderr
+    assert results(tmp_path / "far/day-0") == results(tmp_path / "near/day-0")
+
+
 @pytest.mark.parametrize(
     ("metric", "new", "previous", "tolerance", "kept"),
     [
@@ -158,6 +174,7 @@ def test_wrong_metrics_are_reported(tmp_path, capsys, content, metric, message):
         (["--raw", "a", "--next", "b", "--runs", "c", "--tolerance", "-1"], "--tolerance takes a number from 0 up"),
         (["--raw", "a", "--next", "b", "--runs", "c", "--workers", "two"], "--workers takes a number of workers"),
         (["--raw", "a", "--next", "b", "--runs", "c", "--format", "zip"], "--format takes"),
+        (["--raw", "a", "--next", "b", "--runs", "s3://c"], "--runs s3://c: is a URL; give a folder of this machine"),
         (["--day", "a"], "unknown argument --day"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from data.storage import remote
 from main import main
@@ -83,6 +84,26 @@ def test_training_evaluation_and_prediction_equal_those_on_local_files(url, loca
     assert not list((far / "cache" / "s3").rglob("*.parquet"))
     assert list((far / "cache" / "row_groups").iterdir())
     assert not (tmp_path / "other_cache").exists()
+
+
+def test_urls_in_files_of_a_local_specification(url, local, tmp_path, capfd):
+    """With the flags that the data choose, for which labels are read before training."""
+    spec = yaml.safe_load((local / "feature_spec.yaml").read_text())
+    spec["source_spec"]["train"][0]["files"] = [f"{url}/train_*.parquet"]
+    spec["source_spec"]["test"][0]["files"] = [f"{url}/{name}" for name in spec["source_spec"]["test"][0]["files"]]
+    (tmp_path / "urls").mkdir()
+    (tmp_path / "urls" / "feature_spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    near, far, more = tmp_path / "near", tmp_path / "far", [*FLAGS, "--recipe", "auto", "--output_bias", "base_rate"]
+    arguments = [*flags_of(str(tmp_path / "urls"), far), *more]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert "source_spec.train[0].files[0]: " in error and "is a URL; write a path relative to" in error
+    assert "or pass --allow_outside_paths" in error
+    must(main([*arguments, "--allow_outside_paths"]))
+    must(main(["--dataset_path", str(local), *folders(near), *more]))
+    assert_same(near, far)
+    # A checkpoint knows its rows, wherever they are.
+    must(main([*flags_of(url, far), *more, "--use_checkpoint", "--num_epochs", "3"]))
 
 
 @pytest.mark.horovod

@@ -13,6 +13,7 @@ from data.storage.remote import join, mirror_of
 from main import main
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.object_store import SECRET
+from tests.trainer.test_warm_start import make_day
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.default_paths import path_in
@@ -66,6 +67,9 @@ def test_a_run_in_the_store_equals_a_local_one(url, data, tmp_path, capfd):
     wipe()
     assert main(command(data, url, results, "--num_epochs", "2")) == WRONG_INPUT
     assert f"{url}/checkpoints holds the checkpoints of an earlier run" in capfd.readouterr().err
+    other = make_dataset(tmp_path / "other", ROOT / "feature_specs" / "tiny.yaml", rows=200)
+    assert main(command(other, url, results, "--num_epochs", "2", "--use_checkpoint")) == WRONG_INPUT
+    assert f"in a new run, with --warm_start {url} and another --model_dir" in capfd.readouterr().err
     must(main(command(data, url, results, "--num_epochs", "2", "--use_checkpoint")))
     wipe()
     assert_equal_runs(url, local, (results, tmp_path / "local results"))
@@ -106,12 +110,45 @@ def test_a_run_in_the_store_equals_a_local_one(url, data, tmp_path, capfd):
     assert SECRET not in "".join((*printed, *again))
 
 
+@pytest.mark.parametrize(("part", "line"), [("", "warm start"), ("model", "no state of the optimizer")])
+def test_a_warm_start_from_the_store_equals_a_local_one(url, tmp_path, capfd, part, line):
+    """On another machine, from a run and from its model folder; rows are matched by the encoders in the store."""
+    monday, tuesday = make_day(tmp_path / "monday", 0), make_day(tmp_path / "tuesday", 100, seed=1)
+    must(main(command(monday, url, tmp_path / "r", "--num_epochs", "1")))
+    must(main(command(monday, tmp_path / "first", tmp_path / "r", "--num_epochs", "1")))
+    wipe()
+    capfd.readouterr()
+    for name, start in (("far", join(url, part) if part else url), ("near", tmp_path / "first" / part)):
+        more = ["--num_epochs", "1", "--warm_start", str(start)]
+        more += [] if part else ["--warm_start_checkpoint", f"{start}/checkpoints"]
+        must(main(command(tuesday, tmp_path / name, tmp_path / f"{name} results", *more)))
+    found, expected = arrays(tmp_path / "far"), arrays(tmp_path / "near")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert metrics(tmp_path / "far results") == metrics(tmp_path / "near results")
+    raw = tmp_path / "tuesday/raw/logs.csv"
+    remote.put(raw, join(url, "new/logs.csv"))
+    for name, file in (("far", join(url, "new/logs.csv")), ("near", raw)):
+        predict = ["--raw", str(file), "--predict", str(tmp_path / f"{name}.csv")]
+        must(main(command(tuesday, tmp_path / name, tmp_path / "r", *predict)))
+    assert (tmp_path / "far.csv").read_bytes() == (tmp_path / "near.csv").read_bytes()
+    printed = capfd.readouterr()
+    assert printed.out.count(line) == 2 and printed.out.count("item ") >= 2
+    assert SECRET not in printed.out + printed.err
+
+
+def test_a_warm_start_from_nothing_names_the_url(url, data, tmp_path, capfd):
+    assert main(command(data, tmp_path / "m", tmp_path / "r", "--warm_start", url)) == NO_CHECKPOINT
+    assert f"--warm_start {url}: has neither checkpoints of a run nor a model" in capfd.readouterr().err
+
+
 def test_without_a_checkpoint_the_url_is_named(url, data, tmp_path, capfd):
     assert main(command(data, url, tmp_path / "results", "--evaluate")) == NO_CHECKPOINT
     assert f"no checkpoint in {url}/checkpoints" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--results_dir", "--importance", "--tensorboard_dir"])
+@pytest.mark.parametrize("flag", ["--results_dir", "--importance", "--tensorboard_dir", "--embedding_sizes_file"])
 def test_what_stays_local_rejects_urls(flag):
     with pytest.raises(ValueError, match=f"{flag}: s3://b/x is a URL; expected a path of this machine"):
         parse([flag, "s3://b/x"], 1)

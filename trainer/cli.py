@@ -14,7 +14,7 @@ from data.command_line import Parser
 from data.encoding.remote_dataset import pull_dataset
 from data.errors import DataError
 from data.storage.range_cache import CACHE_LIMIT_VARIABLE, parse_size
-from data.storage.remote import is_url, url_of
+from data.storage.remote import is_url
 from trainer.checkpoint.saved_config import saved_model_flags
 from trainer.checkpoint.starting_model import check_starting_model, flags_of_run, open_starting_model
 from trainer.checkpoint.store import CheckpointStore
@@ -51,9 +51,9 @@ def parse(argv: Sequence[str] | None, workers: int, *, reads_checkpoint: bool = 
     given = {name: value for name, value in vars(make_parser().parse(argv)).items() if value is not None}
     if limit := os.environ.get(CACHE_LIMIT_VARIABLE):
         parse_size(limit)  # a mistake is reported whether or not the limit is needed
-    if url := url_of(given.get("dataset_path", "")):
+    if dataset := given.get("dataset_path"):
         outside = given.get("allow_outside_paths", DataOptions.allow_outside_paths)
-        pull_dataset(url, given.get("fspec_file", DataOptions.fspec_file), allow_outside_paths=outside)
+        pull_dataset(dataset, given.get("fspec_file", DataOptions.fspec_file), allow_outside_paths=outside)
     options = make_options(given, reads_checkpoint=reads_checkpoint)
     options.run.check_workers(workers, os.environ)
     return options
@@ -205,7 +205,7 @@ def _mirrored(kind: type, text: str) -> Any:
 
 def _local(kind: type, text: str) -> Any:
     if is_url(text):
-        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine, since it is written there")
+        raise argparse.ArgumentTypeError(f"{text} is a URL; expected a path of this machine")
     return kind(text)
 
 

@@ -123,7 +123,9 @@ class DataOptions(Section):
         urls="mirrored",
     )
     cache_dir: Path | None = option(
-        None, "folder for copies of remote files; default: $RECIPE_CACHE_DIR, else ~/.cache/recommender"
+        None,
+        "folder for copies of remote files; default: $RECIPE_CACHE_DIR, else ~/.cache/recommender",
+        urls="rejected",
     )
     cache_limit: str | None = option(
         None,
@@ -136,6 +138,7 @@ class DataOptions(Section):
         None,
         "JSON dictionary of embedding widths; default: embedding_dim in the specification, then embedding_sizes.json "
         "beside it, then min(256, round(1.6 * cardinality ** 0.56))",
+        urls="rejected",
     )
     train_mapping: str = option("train", "mapping of source_spec to train on")
     allow_degenerate_labels: bool = option(
@@ -466,8 +469,9 @@ class RunOptions(Section):
     )
     raw: tuple[Path, ...] = option(
         (),
-        "raw files to predict instead of --dataset_path, in the form of those that preprocess.py has read for the "
-        "training data",
+        "raw files to predict instead of --dataset_path, or their URLs, in the form of those that preprocess.py has "
+        "read for the training data",
+        urls="mirrored",
     )
     keep: tuple[str, ...] = option(
         (), "columns of the mapping, or of the raw files, that are copied into the file of predictions"
@@ -498,7 +502,9 @@ class RunOptions(Section):
         urls="mirrored",
     )
     warm_start_checkpoint: str | None = option(
-        None, "checkpoint of the run that --warm_start names: last, best or a path; default: last"
+        None,
+        "checkpoint of the run that --warm_start names: last, best, a path or a URL; default: last",
+        urls="mirrored",
     )
     keep_checkpoints: int = option(2, "newest checkpoints, and newest full ones, to keep besides the best", at_least=1)
     checkpoint_every: str = option(

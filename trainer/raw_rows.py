@@ -18,6 +18,7 @@ from data.files.new_dataset import SPEC_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.storage.checksummed_dir import ChecksummedDir, DamagedError, current_path
 from data.storage.files import UNFINISHED, draft_beside, is_draft, lock_folder, remove_draft
+from data.storage.remote import url_of
 from trainer.checkpoint.mirror import download, place, refresh_model
 from trainer.checkpoint.model_folder import MODEL_FOLDER, SIZES, SPECIFICATION
 from trainer.checkpoint.store import NoCheckpointError
@@ -45,7 +46,7 @@ def check_raw(config: Options) -> None:
         NoCheckpointError: there is no model folder.
     """
     for path in config.run.raw:
-        if not path.exists():
+        if url_of(path) is None and not path.exists():
             raise DataError(f"--raw {path}: does not exist")
     if config.run.predict is not None:
         check_file_path(config.run.predict, "out.parquet")

@@ -201,7 +201,7 @@ def _training_data(given: Mapping[str, Any]) -> TrainingData:
     chunk = spec.chunks(data.train_mapping)[0]
     if chunk.type != "parquet":
         raise DataError("the training mapping is in CSV files")
-    files = open_files([spec.folder.absolute() / file for file in chunk.files])
+    files = open_files([spec.path(file) for file in chunk.files])
     ids = {feature.table or feature.name: feature.cardinality or 0 for feature in spec.categorical}
     rows = max(1, sum(file.metadata.num_rows for file in files))
     has_numbers = bool(spec.numerical or spec.vectors or spec.sequences)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from data.checks.labels import LabelStatistics
 from data.encoding.encoder_files import load_encoders
 from data.encoding.encoders import Encoder
 from data.encoding.workflow_folder import ENCODERS_FOLDER, workflow_files
-from data.errors import DataError, listed
+from data.errors import DataError, LostInputError, listed
 from data.files.csv import read_csv_blocks
-from data.files.parquet import ROWS_PER_ROW_GROUP, ChunkChecksums, arrow_file, read_footer
+from data.files.parquet import ROWS_PER_ROW_GROUP, Footer, arrow_file, ranges_of, read_footer
 from data.files.pretrained import blocks_by_id
 from data.files.values import (
     VALUES_SHOWN,
@@ -33,6 +34,9 @@ from data.spec.embedding_sizes import embedding_dims
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import LABEL, NUMERICAL, SEQUENCE, Chunk
 from data.storage.files import NotRegularError, open_regular
+from data.storage.range_cache import forget_ranges, open_ranges
+from data.storage.remote import RemoteError, RemoteFile, RemoteNotFoundError, named, stat, url_of
+from data.storage.working_copy import working_copy
 
 FLOAT16_MAX = 65_504
 WIDER_THAN_FLOAT16 = (pa.int32(), pa.int64(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64(), pa.uint16())
@@ -175,28 +179,28 @@ def check_folder(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> Ite
         try:
             read()
         except DataError as error:
-            yield Finding(f"{what} that cannot be used", str(spec.folder), str(error))
+            yield Finding(f"{what} that cannot be used", named(spec.folder), str(error))
     yield from _check_vectors(spec)
 
 
 def _check_vectors(spec: FeatureSpec) -> Iterator[Finding]:
     """Read the files of pretrained vectors. Only training needs them: datasets of new rows have none."""
     for feature in spec.pretrained:
-        path = spec.folder / str(feature.pretrained)
+        path = spec.path(str(feature.pretrained))
         if not os.path.lexists(path):
             fix = "only needed to train a new model; correct `pretrained`, or write the file"
-            yield Finding("missing file of vectors", str(path), fix, is_warning=True)
+            yield Finding("missing file of vectors", named(path), fix, is_warning=True)
             continue
         try:
             count = sum(len(ids) for ids, _ in blocks_by_id(spec, feature))
         except (DataError, OSError) as error:
-            yield Finding("vectors that cannot be used", str(path), str(error).removeprefix(f"{path}, "))
+            yield Finding("vectors that cannot be used", named(path), str(error).removeprefix(f"{path}, "))
             continue
         of = spec.features[str(feature.of)]
         if 2 * count < (of.cardinality or 0):
             what = "vectors of less than half of the ids"
             fix = f"the others have a vector of zeros ({count:,} of {of.cardinality:,} ids of {of.name} have one)"
-            yield Finding(what, str(path), fix, is_warning=True)
+            yield Finding(what, named(path), fix, is_warning=True)
 
 
 def read_encoders(spec: FeatureSpec, *, allow_outside_paths: bool = False) -> dict[str, Encoder]:
@@ -214,11 +218,12 @@ def _check_chunk(spec: FeatureSpec, chunk: Chunk, summary: MappingSummary) -> Ge
     scan = _scan_parquet if chunk.type == "parquet" else _scan_csv
     counts = []
     for file in chunk.files:
-        rows = yield from scan(spec.folder / file, columns, summary)
+        path = spec.path(file)
+        rows = yield from scan(path, columns, summary)
         if rows == 0:
             # Training reads past an empty part; transcode.py stops at an empty CSV file.
             fix, is_warning = "leave it out of source_spec, or write it again", chunk.type == "parquet"
-            yield Finding("file without rows", str(spec.folder / file), fix, is_warning=is_warning)
+            yield Finding("file without rows", named(path), fix, is_warning=is_warning)
         counts.append(rows)
     return None if None in counts else sum(rows for rows in counts if rows is not None)
 
@@ -263,55 +268,99 @@ def _check_classes(statistics: LabelStatistics, mapping: str) -> Iterator[Findin
 
 
 def _scan_csv(path: Path, columns: Sequence[Column], summary: MappingSummary) -> Generator[Finding, None, int | None]:
-    tally, rows = _Tally(), 0
+    tally, rows, place = _Tally(), 0, named(path)
     try:
-        for block in read_csv_blocks(path, columns):
-            tally.add(block.problems, block.first_line)
-            _count_values(columns, block.table, summary)
-            _count_beyond_float16(columns, block.table, summary, str(path), block.first_line, "lines")
-            rows += block.table.num_rows
-    except (DataError, OSError) as error:
-        yield Finding("unreadable file", str(path), str(error).removeprefix(f"{path}: "))
+        with working_copy(path) as copy:
+            for block in read_csv_blocks(copy, columns):
+                tally.add(block.problems, block.first_line)
+                _count_values(columns, block.table, summary)
+                _count_beyond_float16(columns, block.table, summary, place, block.first_line, "lines")
+                rows += block.table.num_rows
+    except RemoteNotFoundError:
+        yield _missing(place)
         return None
-    yield from tally.findings(str(path), "lines")
+    except RemoteError:
+        raise
+    except (DataError, OSError) as error:
+        yield Finding("unreadable file", place, str(error).removeprefix(f"{place}: "))
+        return None
+    yield from tally.findings(place, "lines")
     return rows
+
+
+def _missing(place: str) -> Finding:
+    return Finding("missing file", place, "see `files` in source_spec")
+
+
+@dataclass(frozen=True)
+class _ParquetFile:
+    """A parquet file whose footer has been read: a local one, or an object in a store and its mirror."""
+
+    path: Path
+    remote: RemoteFile | None
+    footer: Footer
+
+    @classmethod
+    def open(cls, path: Path) -> "_ParquetFile":
+        url = url_of(path)
+        remote = None if url is None else stat(url)
+        return cls(path, remote, read_footer(path, remote))
+
+    @contextmanager
+    def row_group(self, number: int, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+        """Open the file to read some columns of a row group, whose checksums are verified; those of an object alone."""
+        metadata, checksums, remote = self.footer.metadata, self.footer.checksums, self.remote
+        ranges = [] if remote is None else ranges_of(remote, metadata, number, columns)
+        with (
+            open_regular(self.path) if remote is None else open_ranges(remote, ranges) as opened,
+            pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True) as file,
+        ):
+            try:
+                if checksums is not None:
+                    checksums.check_in(opened, number, columns)
+                yield file
+            except UNREADABLE:
+                if remote is not None:  # the copy may be damaged, and not the object: the next check downloads it again
+                    forget_ranges(remote, ranges)
+                raise
 
 
 def _scan_parquet(
     path: Path, columns: Sequence[Column], summary: MappingSummary
 ) -> Generator[Finding, None, int | None]:
+    place = named(path)
     try:
-        metadata, checksums, _ = read_footer(path)
+        file = _ParquetFile.open(path)
+        metadata = file.footer.metadata
         row_group_rows(metadata)
-        opened = open_regular(path)
-        file = pq.ParquetFile(arrow_file(opened), metadata=metadata, page_checksum_verification=True)
-        schema = file.schema_arrow
-    except FileNotFoundError:
-        yield Finding("missing file", str(path), "see `files` in source_spec")
+        schema = metadata.schema.to_arrow_schema()
+    except (FileNotFoundError, RemoteNotFoundError):
+        yield _missing(place)
         return None
     except NotRegularError as error:
-        yield Finding("not a regular file", str(path), str(error).removeprefix(f"{path}: "))
+        yield Finding("not a regular file", place, str(error).removeprefix(f"{path}: "))
         return None
+    except (RemoteError, LostInputError):
+        raise
     except UNREADABLE as error:
-        yield Finding("unreadable file", str(path), f"write it again ({error})")
+        yield Finding("unreadable file", place, f"write it again ({error})")
         return None
-    with opened, file:
-        usable = []
-        for column in columns:
-            findings = list(_check_type(column, schema, path))
-            yield from findings
-            if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
-                usable.append(column)
-        first_row = 0
-        for group in range(file.num_row_groups if usable else 0):
-            yield from _scan_row_group(file, checksums, path, group, first_row, usable, summary)
-            first_row += file.metadata.row_group(group).num_rows
-        return file.metadata.num_rows
+    usable = []
+    for column in columns:
+        findings = list(_check_type(column, schema, place))
+        yield from findings
+        if schema.get_all_field_indices(column.name) and all(finding.is_warning for finding in findings):
+            usable.append(column)
+    first_row = 0
+    for group in range(metadata.num_row_groups if usable else 0):
+        yield from _scan_row_group(file, group, first_row, usable, summary)
+        first_row += metadata.row_group(group).num_rows
+    return metadata.num_rows
 
 
-def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Finding]:
+def _check_type(column: Column, schema: pa.Schema, place: str) -> Iterator[Finding]:
     """Check that a file has a column exactly once, in a type that can be used."""
-    location = f"{path}, {column.name}"
+    location = f"{place}, {column.name}"
     if len(indices := schema.get_all_field_indices(column.name)) != 1:
         what = "column that occurs twice" if indices else "missing column"
         has = f"the file has {listed(schema.names, len(schema.names))}"
@@ -327,29 +376,24 @@ def _check_type(column: Column, schema: pa.Schema, path: Path) -> Iterator[Findi
 
 
 def _scan_row_group(
-    file: pq.ParquetFile,
-    checksums: ChunkChecksums | None,
-    path: Path,
-    group: int,
-    first_row: int,
-    columns: Sequence[Column],
-    summary: MappingSummary,
+    file: _ParquetFile, group: int, first_row: int, columns: Sequence[Column], summary: MappingSummary
 ) -> Iterator[Finding]:
-    tally, row, location = _Tally(), first_row, f"{path}, row group {group}"
+    tally, row, location = _Tally(), first_row, f"{named(file.path)}, row group {group}"
     names = [column.name for column in columns]
     try:
-        if checksums is not None:
-            checksums.check(group, names)
-        for batch in file.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
-            for column in columns:
-                tally.add(find_violations(column, _plain(batch.column(column.name))), row)
-            tally.add(find_unequal_lengths(columns, batch), row)
-            _count_values(columns, batch, summary)
-            _count_beyond_float16(columns, batch, summary, location, row, "rows")
-            row += batch.num_rows
-        # Arrow mistakes a truncated column for the end of the row group.
-        if row - first_row != (stated := file.metadata.row_group(group).num_rows):
-            raise ValueError(f"{row - first_row} rows instead of {stated}")
+        with file.row_group(group, names) as opened:
+            for batch in opened.iter_batches(ROWS_PER_ROW_GROUP, row_groups=[group], columns=names):
+                for column in columns:
+                    tally.add(find_violations(column, _plain(batch.column(column.name))), row)
+                tally.add(find_unequal_lengths(columns, batch), row)
+                _count_values(columns, batch, summary)
+                _count_beyond_float16(columns, batch, summary, location, row, "rows")
+                row += batch.num_rows
+            # Arrow mistakes a truncated column for the end of the row group.
+            if row - first_row != (stated := file.footer.metadata.row_group(group).num_rows):
+                raise ValueError(f"{row - first_row} rows instead of {stated}")
+    except (RemoteError, LostInputError):
+        raise
     except UNREADABLE as error:
         yield Finding("unreadable row group", location, f"write the file again ({error})")
     yield from tally.findings(location, "rows")

@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.errors import DataError, LostInputError
 from data.spec.columns import describe_column
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import create_new, open_regular, sync, temporary_beside
-from data.storage.range_cache import Range, open_ranges
-from data.storage.remote import RemoteFile
+from data.storage.range_cache import Range, forget_ranges, open_ranges
+from data.storage.remote import RemoteError, RemoteFile
 
 if TYPE_CHECKING:  # takes a second to import, and every command imports this module
     from pandas import DataFrame
@@ -116,7 +116,19 @@ def read_footer(path: Path, remote: RemoteFile | None = None) -> Footer:
         OSError, pyarrow.ArrowException: The file cannot be read as parquet.
         DataError: The file is not a regular file, or the object cannot be read.
     """
-    with open_regular(path, "a parquet file") if remote is None else _open_end(remote) as file:
+    if remote is None:
+        return _read_footer(path, open_regular(path, "a parquet file"))
+    try:
+        return _read_footer(path, _open_end(remote))
+    except (RemoteError, LostInputError):
+        raise
+    except (ValueError, OSError, pa.ArrowException):
+        # The copy on the local disk may be damaged, and the object in the store not.
+        return _read_footer(path, _open_end(remote, is_new=True))
+
+
+def _read_footer(path: Path, opened: BinaryIO) -> Footer:
+    with opened as file:
         start, footer = _footer(file)
         sum_start = start - len(MAGIC) - _SUM.itemsize
         has_checksums = sum_start > 0 and _bytes(file, start - len(MAGIC), len(MAGIC)) == MAGIC
@@ -161,17 +173,24 @@ def _stored_columns(metadata: pq.FileMetaData, columns: Collection[str]) -> Iter
             yield index
 
 
-def _open_end(remote: RemoteFile) -> BinaryIO:
-    """Open a local file as long as an object that holds its end, from the checksums on."""
+def _open_end(remote: RemoteFile, *, is_new: bool = False) -> BinaryIO:
+    """Open a local file as long as an object that holds its end, from the checksums on; a new copy if asked for."""
+
+    def end(length: int) -> BinaryIO:
+        ranges = [(remote.size - length, remote.size)]
+        if is_new:
+            forget_ranges(remote, ranges)
+        return open_ranges(remote, ranges)
+
     length = min(_END_BYTES, remote.size)
-    file = open_ranges(remote, [(remote.size - length, remote.size)])
+    file = end(length)
     tail = _bytes(file, max(remote.size - _TAIL_BYTES, 0), _TAIL_BYTES)
     # What the footer says about a column chunk takes more bytes than the chunk's checksum.
     needed = min(2 * (int.from_bytes(tail[:4], "little") + _TAIL_BYTES) + len(MAGIC) + _SUM.itemsize, remote.size)
     if not tail.endswith(b"PAR1") or needed <= length:
         return file
     file.close()
-    return open_ranges(remote, [(remote.size - needed, remote.size)])
+    return end(needed)
 
 
 def arrow_file(file: BinaryIO) -> pa.NativeFile:

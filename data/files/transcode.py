@@ -22,6 +22,8 @@ from data.spec.embedding_sizes import SIZES_FILE
 from data.spec.feature_spec import FeatureSpec
 from data.spec.features import Chunk
 from data.storage.files import check_inside, create_new, open_regular, reading
+from data.storage.remote import named
+from data.storage.working_copy import working_copy
 
 
 def report_on_stderr(line: str) -> None:
@@ -135,7 +137,7 @@ def _rows_per_file(rows: int, wanted: int, min_files: int) -> int:
 def _count_rows(spec: FeatureSpec, mapping: str) -> int:
     """Return the number of rows of a mapping; raise DataError if its column groups differ."""
     chunks = spec.chunks(mapping)
-    counts = [sum(count_lines(spec.folder / file) for file in chunk.files) for chunk in chunks]
+    counts = [sum(_count_lines(spec.path(file)) for file in chunk.files) for chunk in chunks]
     if len(set(counts)) > 1:
         groups = "; ".join(f"{', '.join(chunk.files)}: {rows:,}" for chunk, rows in zip(chunks, counts, strict=True))
         raise DataError(
@@ -145,14 +147,21 @@ def _count_rows(spec: FeatureSpec, mapping: str) -> int:
     return counts[0]
 
 
+def _count_lines(path: Path) -> int:
+    with working_copy(path) as copy:
+        return count_lines(copy)
+
+
 def _read_chunk(spec: FeatureSpec, chunk: Chunk, warnings: "_Warnings") -> Iterator[pa.Table]:
     """Yield the rows of a column group as tables, file by file."""
     columns = [describe_column(spec, name) for name in chunk.features]
     for file in chunk.files:
-        for block in read_csv_blocks(spec.folder / file, columns):
-            _check_has_no_error(block, columns)
-            warnings.add(block)
-            yield block.table
+        path = spec.path(file)
+        with working_copy(path) as copy:
+            for block in read_csv_blocks(copy, columns):
+                _check_has_no_error(block, columns)
+                warnings.add(block, named(path))
+                yield block.table
 
 
 def _check_has_no_error(block: CsvBlock, columns: Sequence[Column]) -> None:
@@ -188,11 +197,11 @@ class _Warnings:
         self._rows: Counter[tuple[str | None, str]] = Counter()
         self._first: dict[tuple[str | None, str], str] = {}
 
-    def add(self, block: CsvBlock) -> None:
+    def add(self, block: CsvBlock, place: str) -> None:
         for problem in block.problems:
             key = (problem.column, problem.what)
             self._rows[key] += len(problem.rows)
-            self._first.setdefault(key, f"{block.path}, line {block.first_line + int(problem.rows[0])}")
+            self._first.setdefault(key, f"{place}, line {block.first_line + int(problem.rows[0])}")
 
     def lines(self) -> Iterator[str]:
         for (column, what), rows in self._rows.items():

@@ -686,7 +686,7 @@ class StoredColumns:
         for chunk in chunks:
             wanted = [name for name in names if name in chunk.features]
             if wanted:
-                files = open_files([spec.folder.absolute() / file for file in chunk.files])
+                files = open_files([spec.path(file) for file in chunk.files])
                 fields |= {name: pa.field(name, _stored_type(files, name)) for name in wanted}
                 self._groups.append(ColumnGroup(files, [BatchColumn(name, "extra") for name in wanted]))
         self.schema = pa.schema([fields[name] for name in names])

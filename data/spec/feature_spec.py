@@ -337,8 +337,11 @@ class FeatureSpec:
 
     def files(self, mapping: str) -> tuple[Path, ...]:
         """Return the absolute paths of a mapping's files, chunk by chunk, in row order within each chunk."""
-        folder = self.folder.absolute()
-        return tuple(located(folder, file) for chunk in self.chunks(mapping) for file in chunk.files)
+        return tuple(self.path(file) for chunk in self.chunks(mapping) for file in chunk.files)
+
+    def path(self, name: str) -> Path:
+        """Return the absolute path of a file that the specification names; that of its local copy for a URL."""
+        return located(self.folder.absolute(), name)
 
     def only(self, channel: str, *, with_sample_weight: bool = False) -> "FeatureSpec":
         """Return a specification with the features of a single channel, so that no other column is read."""

@@ -49,7 +49,7 @@ from data.spec.features import (
 from data.spec.score import find_mistake, parse_formula
 from data.spec.sequence_rules import Column, check_sequences
 from data.storage.files import find_escape
-from data.storage.remote import named
+from data.storage.remote import is_url, named
 
 # Metrics are logged as `KEY/TASK`, and their mean over several tasks as `KEY/mean`.
 RESERVED_LABEL = "mean"
@@ -639,7 +639,10 @@ def check_files(parts: Parts, folder: Path, allow_outside: bool) -> Iterator[Pro
     resolved: dict[str, str] = {}
     lists = [chunk.files for chunks in parts.sources.values() for chunk in chunks]
     for own in parts.features.values():
-        if own.pretrained is not None:
+        if own.pretrained is not None and is_url(own.pretrained):
+            message = f"{shown(named(own.pretrained))} is a URL; copy the file into the specification's folder"
+            yield Problem(_feature_path(own, PRETRAINED), message)
+        elif own.pretrained is not None:
             lists.append([Entry(_feature_path(own, PRETRAINED), own.pretrained)])
     for entries in lists:
         first: dict[str, str] = {}

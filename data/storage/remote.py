@@ -41,12 +41,9 @@ BLOCK_BYTES = 4 * 2**20
 DRAFTS = ".drafts"
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)(?:/(.*))?", re.DOTALL | re.IGNORECASE)
-_SECRET_VARIABLES = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-)
+# Names of environment variables that hold credentials, whatever the store.
+_SECRET_VARIABLE = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|KEY|KEY_ID|CONNECTION_STRING)$", re.IGNORECASE)
+_SHORTEST_SECRET = 6  # shorter values may be parts of other words
 _SECRETS = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|AWSAccessKeyId|Signature"
     r"|Credential|access_key|secret_key|session_token|sig|token)\s*[=:]\s*|Bearer\s+)[^\s&,;\"'<>]+",
@@ -55,7 +52,7 @@ _SECRETS = re.compile(
 # What repeating does not change: the caller lacks a right, or names something that does not exist.
 _FINAL = re.compile(
     r"ACCESS_DENIED|AccessDenied|INVALID_ACCESS_KEY|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch"
-    r"|NO_SUCH_BUCKET|NoSuchBucket|HTTP status 40[134]|PERMISSION_DENIED|UNAUTHENTICATED",
+    r"|NO_SUCH_BUCKET|NoSuchBucket|Bucket '[^']*' not found|HTTP status 40[134]|PERMISSION_DENIED|UNAUTHENTICATED",
 )
 _Result = TypeVar("_Result")
 
@@ -390,8 +387,9 @@ def delete_folder(url: str, last: str) -> None:
 
 def scrubbed(text: str) -> str:
     """Return text without credentials and signatures."""
-    for name in _SECRET_VARIABLES:
-        if value := os.environ.get(name):
+    secrets = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may be a part of another
+        if len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
     return _SECRETS.sub(r"\1***", text)
 
@@ -453,7 +451,7 @@ def _tag(file: Any) -> str:
         found = file.metadata() or {}
     except NotImplementedError:
         return ""
-    tags = [value for name, value in found.items() if name in (b"ETag", "ETag")]
+    tags = [value for name, value in found.items() if os.fsdecode(name).lower() == "etag"]  # written so or so
     return tags[0].decode() if tags and isinstance(tags[0], bytes) else "".join(map(str, tags))
 
 
@@ -540,7 +538,7 @@ def _store(scheme: str, host: str, endpoint: str) -> "tuple[FileSystem, str]":
     url = f"{scheme}://{host}"
     try:
         if scheme == "s3":
-            return _s3(host, endpoint), host
+            return _repeated(url, "open", lambda: _s3(host, endpoint)), host
         if scheme in ("gs", "gcs"):
             return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT)), host
         try:
@@ -550,7 +548,9 @@ def _store(scheme: str, host: str, endpoint: str) -> "tuple[FileSystem, str]":
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, DataError):
             raise
-        raise RemoteError(f"{url}: cannot be opened: {scrubbed(_first_line(error))}") from None
+        needs = "; install Hadoop's client, and set JAVA_HOME, HADOOP_HOME and CLASSPATH for it"
+        hint = needs if scheme in ("hdfs", "viewfs") else ""
+        raise RemoteError(f"{url}: cannot be opened: {scrubbed(_first_line(error))}{hint}") from None
 
 
 def _s3(bucket: str, endpoint: str) -> "FileSystem":

@@ -210,6 +210,33 @@ def test_mistakes(store, tmp_path, capsys):
     assert f"{wrong}, line 3: column 'price' is 'none'" in message(capsys, "--input", raw, "--output", out)
 
 
+def test_a_store_that_stalls_is_a_failure(store, server, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(remote, "REQUEST_TIMEOUT", 1.0)
+    with proxy(server, Faults("stall", 5)) as stalled:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", stalled["AWS_ENDPOINT_URL"])
+        monkeypatch.setenv(remote.DEADLINE_VARIABLE, "30")
+        assert run("--input", f"{store}/raw", "--output", tmp_path / "data") == 0  # the requests are repeated
+    with proxy(server, Faults("stall", 1)) as stalled:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", stalled["AWS_ENDPOINT_URL"])
+        monkeypatch.setenv(remote.DEADLINE_VARIABLE, "2")
+        assert run("--input", f"{store}/raw", "--output", tmp_path / "more") == 1
+    assert f"{store}/raw: cannot read after" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "written", "said"),
+    [
+        ("s3://b/x.csv", "spec.yaml", "--infer: reads local files; copy some of the raw files here"),
+        ("x.csv", "s3://b/spec.yaml", "--write_spec: s3://b/spec.yaml is a URL; expected a path of this machine"),
+    ],
+)
+def test_a_first_specification_is_local(capsys, pattern, written, said):
+    with pytest.raises(SystemExit):
+        run("--infer", pattern, "--label", "click", "--write_spec", written)
+    assert said in capsys.readouterr().err
+
+
 def test_credentials_are_not_printed(tmp_path, capsys):
     secret = "s3://me:hidden-key@bucket/raw"
     for arguments in (("--input", secret, "--output", "x"), ("--input", "x", "--output", secret)):

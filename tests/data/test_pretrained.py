@@ -59,6 +59,7 @@ ONE_PROBLEM: list[tuple[str, dict[str, Any], str]] = [
     (f"{TEXT}.dtype", {f"{TEXT}.dtype": "float64"}, "is float64, and a pretrained vector is float16 or float32"),
     (f"{TEXT}.pretrained", {f"{TEXT}.pretrained": 7}, "is the number 7; write the path of a file in quotes"),
     (f"{TEXT}.pretrained", {f"{TEXT}.pretrained": "../a.parquet"}, "leads out of the folder"),
+    (f"{TEXT}.pretrained", {f"{TEXT}.pretrained": "s3://b/a.parquet"}, "is a URL; copy the file into the"),
     (f"{TEXT}.trained", {f"{TEXT}.trained": "yes"}, "write true or false, without quotes"),
     (f"{TEXT}.max_hotness", {f"{TEXT}.max_hotness": 3}, "is only for multihot_categorical"),
     ("feature_spec.age.of", {"feature_spec.age.of": "user"}, "is only for vector and the feature is in numerical"),

@@ -3,8 +3,13 @@
 import secrets
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow.fs
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from data.errors import DataError
 from data.storage import remote
@@ -139,6 +144,36 @@ def test_messages_hold_no_credentials(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING"]
+)
+def test_credentials_of_every_store_are_replaced(monkeypatch, name):
+    monkeypatch.setenv(name, "abc/def+123")
+    monkeypatch.setenv("SOME_KEY", "x")  # too short to be one
+    assert remote.scrubbed("denied: abc/def+123 in box") == "denied: *** in box"
+
+
+def test_the_region_of_a_bucket_is_asked_for_again(monkeypatch):
+    answers = [OSError("When resolving region: timed out"), OSError("HTTP status 503"), "eu-west-1"]
+
+    def region(bucket):
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    for variable in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pyarrow.fs, "resolve_s3_region", region)
+    remote._store.cache_clear()
+    assert remote._open("s3://box/a")[0].region == "eu-west-1"
+    remote._store.cache_clear()
+    answers.append(OSError("Bucket 'box' not found"))
+    with pytest.raises(remote.RemoteError, match="s3://box: cannot open: Bucket 'box' not found; check the URL"):
+        remote._open("s3://box/a")
+    assert not answers
+
+
 def test_a_local_file_system_behind_a_url(tmp_path, monkeypatch):
     monkeypatch.setenv("RECIPE_CACHE_DIR", str(tmp_path / "cache"))
     path, url = file_of(tmp_path / "a", 100), f"file://{tmp_path}/store/a"
@@ -147,6 +182,70 @@ def test_a_local_file_system_behind_a_url(tmp_path, monkeypatch):
     remote.fetch(url, remote.mirror_of(url))
     assert remote.mirror_of(url).read_bytes() == path.read_bytes()
     assert remote.url_of(remote.mirror_of(url)) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [("gs://box/deep", "box/deep"), ("gcs://box", "box"), ("hdfs://host:8020/deep", "deep"), ("hdfs:///d", "d")],
+)
+def test_schemes_without_a_server(tmp_path, monkeypatch, url, place):
+    """Stand-ins for the file systems of pyarrow: which one is chosen, for what, and which paths it gets."""
+    chosen = []
+    disk = DirFileSystem(str(tmp_path / "disk"), LocalFileSystem(auto_mkdir=True))
+
+    def opened(*arguments, **options):
+        chosen.append((arguments, sorted(options)))
+        return PyFileSystem(FSSpecHandler(disk))
+
+    class FileSystem:
+        @staticmethod
+        def from_uri(uri):
+            return opened(uri), "/"
+
+    monkeypatch.setattr(pyarrow.fs, "GcsFileSystem", opened)
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", FileSystem)
+    monkeypatch.setenv("RECIPE_CACHE_DIR", str(tmp_path / "cache"))
+    remote._store.cache_clear()
+    try:
+        folder = tmp_path / "folder"
+        for name in ("last.json", "sub/b"):
+            file_of(folder / name, 500)
+        remote.push_folder(folder, url, "last.json")
+        assert (tmp_path / "disk" / place / "sub/b").read_bytes() == (folder / "sub/b").read_bytes()
+        mirror = remote.pull_folder(url, "last.json")
+        assert (mirror / "sub/b").read_bytes() == (folder / "sub/b").read_bytes()
+        assert remote.url_of(mirror / "sub/b") == f"{url}/sub/b"
+        assert [file.url for file in remote.list_files(url)] == [f"{url}/last.json", f"{url}/sub/b"]
+        stat = remote.stat(f"{url}/sub/b")
+        assert remote.read_range(stat, 7, 9) == (folder / "sub/b").read_bytes()[7:16]
+        remote.delete_folder(url, "last.json")
+        assert remote.list_files(url) == [] and not remote.exists(f"{url}/last.json")
+    finally:
+        remote._store.cache_clear()
+    host = url.split("/")[2]
+    assert chosen == [((), ["retry_time_limit"]) if url.startswith("g") else ((f"hdfs://{host}/",), [])]
+
+
+def test_any_file_system_of_fsspec(tmp_path):
+    path, url = file_of(tmp_path / "a", 100), "memory://host/deep/a"
+    remote.put(path, url)
+    assert [file.url for file in remote.list_files("memory://host")] == [url]
+    remote.fetch(url, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    remote.delete(url)
+    assert not remote.exists(url)
+
+
+@pytest.mark.parametrize("name", ["ETag", b"ETag", "etag", b"etag"])
+def test_tags_are_found_as_each_store_writes_them(name):
+    """S3 and Google Cloud Storage write the name differently."""
+    assert remote._tag(SimpleNamespace(metadata=lambda: {name: b"5d41", b"size": b"3"})) == "5d41"
+
+
+def test_hadoop_that_is_not_installed_is_reported_with_the_fix():
+    remote._store.cache_clear()
+    with pytest.raises(remote.RemoteError, match=r"hdfs://host:8020: cannot be opened: .*; install Hadoop's client"):
+        remote.stat("hdfs://host:8020/a")
 
 
 def test_an_unknown_scheme_is_rejected():

@@ -327,6 +327,18 @@ def test_a_copy_with_a_damaged_column_is_downloaded_again(store, tmp_path, damag
     assert forgotten.call_count == 1
 
 
+@pytest.mark.parametrize("read_of_end", [100, 2**16])
+def test_a_copy_with_a_damaged_footer_is_downloaded_again(dataset, monkeypatch, read_of_end):
+    monkeypatch.setattr("data.files.parquet._END_BYTES", read_of_end)
+    path = dataset[1].files("train")[0]
+    sound = ParquetFile.open(path)
+    for part in cached():
+        content = bytearray(part.read_bytes())
+        content[-40] ^= 1
+        part.write_bytes(content)
+    assert ParquetFile.open(path).sha256 == sound.sha256
+
+
 def test_a_damaged_object_is_rejected_with_its_url(dataset):
     local, far = dataset
     path = local.files("train")[1]

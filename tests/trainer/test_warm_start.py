@@ -3,9 +3,11 @@
 import json
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -202,6 +204,14 @@ def test_state_of_new_rows_is_cold_and_that_of_others_goes_on(days, yesterday, t
     assert seen["known"] and seen["new"]
 
 
+def described(data: Path) -> str:
+    """The rows, files and date of the training rows of a dataset, as an error states them."""
+    files = list(data.glob("train_*.parquet"))
+    newest = datetime.fromtimestamp(max(int(path.stat().st_mtime) for path in files), UTC)
+    rows = sum(pq.read_metadata(path).num_rows for path in files)
+    return f"{rows:,} rows in {len(files):,} file(s), the newest of {newest:%Y-%m-%dT%H:%M:%S}+00:00"
+
+
 def test_other_data_cannot_be_resumed(days, yesterday, tmp_path, capfd):
     shutil.copytree(yesterday, tmp_path / "run")
     # The same names, row groups and features, and other rows.
@@ -210,7 +220,15 @@ def test_other_data_cannot_be_resumed(days, yesterday, tmp_path, capfd):
     flags = words("--optimizer adam --l2_reg_embedding 0.001 --use_checkpoint --num_epochs 2")
     assert run(other, tmp_path / "run", *flags) == 2
     shown = capfd.readouterr().err
-    assert "--warm_start" in shown
+    assert "feature 'item' was onehot_categorical, cardinality" in shown
+    assert "start a new run with --warm_start and another --model_dir" in shown
+    # The same features, too.
+    fewer = shutil.copytree(days[0], tmp_path / "fewer")
+    pq.write_table(pq.read_table(fewer / "train_0.parquet").slice(10), fewer / "train_0.parquet")
+    assert run(fewer, tmp_path / "run", *flags) == 2
+    shown = capfd.readouterr().err
+    assert f": {described(days[0])} then, {described(fewer)} now. Restore the files" in shown
+    assert f"--warm_start {tmp_path}/run/models and another --model_dir" in shown
     moved = shutil.copytree(days[0], tmp_path / "moved")
     must(run(moved, tmp_path / "run", *flags))
 

@@ -18,6 +18,7 @@ from data.storage.checksummed_dir import Content, StorageError
 from data.storage.typed_json import read_typed
 from trainer.checkpoint.averages import averaged
 from trainer.checkpoint.background_writer import COPIED_BYTES, Handover
+from trainer.checkpoint.mirror import place
 from trainer.checkpoint.model_folder import (
     ARCHITECTURE,
     MODEL_FOLDER,
@@ -393,12 +394,13 @@ class CheckpointManager:
     def _check_identity(self, checkpoint: Checkpoint, saved: Identity) -> None:
         """Raise a DataError if the remaining steps of a run would not see the samples that are left."""
         now = self._identity()
-        if not saved.training_data.is_same(now.training_data):
+        before, present = saved.training_data, now.training_data
+        if not before.is_same(present):
             raise DataError(
-                f"{checkpoint.path} was trained on other rows than those of mapping {now.train_mapping!r} in "
-                f"{self._spec.folder}: {saved.training_data.describe()} then, {now.training_data.describe()} now. "
+                f"{place(checkpoint.path)} was trained on other rows than those of mapping {now.train_mapping!r} in "
+                f"{place(self._spec.folder)}: {before.describe()} then, {present.describe()} now. "
                 "Restore the files of that run to resume it; or train its model further on these rows in a new run, "
-                f"with --warm_start {self._config.data.model_dir} and another --model_dir."
+                f"with --warm_start {place(self._config.data.model_dir)} and another --model_dir."
             )
         changed = [
             f"{item.name} was {getattr(saved, item.name)!r} and is {getattr(now, item.name)!r}"

@@ -1,6 +1,7 @@
 """The model that a warm start begins with: a checkpoint of an earlier run, or a model folder. Imports no TensorFlow."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,12 @@ def open_starting_model(model: Path, which: str, *, verify: bool = False) -> Sta
         mirror.refresh_model(model)
     if not store.is_empty:
         return _of_run(model, folder if folder.is_dir() else None, which, verify)
-    if current_path(model).joinpath(ARCHITECTURE).is_file():
-        return _of_model_folder(model, verify)
-    if folder.joinpath(ARCHITECTURE).is_file():
-        return _of_model_folder(folder, verify)
+    for path in (current_path(model), folder):
+        if _is_model(path):
+            return _of_model_folder(path, verify)
     raise NoCheckpointError(
-        f"--warm_start {model}: has neither {CHECKPOINTS} of a run nor a model. Give the --model_dir of a run that has "
-        f"saved a checkpoint, or the folder {MODEL_FOLDER} in it."
+        f"--warm_start {mirror.place(model)}: has neither {CHECKPOINTS} of a run nor a model. Give the --model_dir "
+        f"of a run that has saved a checkpoint, or the folder {MODEL_FOLDER} in it."
     )
 
 
@@ -99,15 +99,25 @@ def _of_run(model: Path, folder: Path | None, which: str, verify: bool) -> Start
     return StartingModel(checkpoint, facts.options, facts.schema, origin, workflow)
 
 
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder is a model folder, intact or not. Of one in a store, only the manifest may be here."""
+    if folder.joinpath(ARCHITECTURE).is_file():
+        return True
+    with suppress(DamagedError):
+        return ARCHITECTURE in ChecksummedDir(folder).files
+    return False
+
+
 def _of_model_folder(folder: Path, verify: bool) -> StartingModel:
-    opened = open_model(folder) if verify else _opened(current_path(folder))
+    opened = open_model(folder) if verify else _opened(folder)
     try:
+        mirror.download(opened, lambda name: name in (ARCHITECTURE, SPECIFICATION, SIZES))
         architecture: Architecture = read_typed(Architecture, opened.read_json(ARCHITECTURE), ARCHITECTURE)
         # Outside paths are harmless here: the data files that the specification names are never opened.
-        spec = FeatureSpec.read(opened.path / SPECIFICATION, allow_outside_paths=True)
+        spec = FeatureSpec.read(opened.path / SPECIFICATION, allow_outside_paths=True, has_files=False)
         widths = embedding_dims(spec, opened.path / SIZES, allow_outside_paths=True)
     except (ValueError, LookupError, StorageError) as error:  # a DataError is a ValueError
-        raise NoCheckpointError(f"{folder}: is not a model folder of this program: {error}") from error
+        raise NoCheckpointError(f"{mirror.place(folder)}: is not a model folder of this program: {error}") from error
     _check_options(architecture.options, opened.path)
     schema = ModelSchema.of(spec, widths)
     return StartingModel(opened, architecture.options, schema, Origin(0, 0, str(opened.path)), _workflow(opened))
@@ -118,7 +128,7 @@ def _opened(folder: Path) -> ChecksummedDir:
         return ChecksummedDir(folder)
     except DamagedError as error:
         raise NoCheckpointError(
-            f"--warm_start: no valid model in {folder}: {error}; restore it, or name another"
+            f"--warm_start: no valid model in {mirror.place(folder)}: {error}; restore it, or name another"
         ) from error
 
 
@@ -163,6 +173,6 @@ def check_starting_model(model: Path, model_dir: Path) -> None:
     """
     if model.resolve() in (model_dir.resolve(), (model_dir / MODEL_FOLDER).resolve()):
         raise DataError(
-            f"--warm_start {model} is in the --model_dir of this run: a warm start is a new run; "
+            f"--warm_start {mirror.place(model)} is in the --model_dir of this run: a warm start is a new run; "
             "give another --model_dir"
         )

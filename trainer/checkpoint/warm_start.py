@@ -14,6 +14,7 @@ from data.encoding.encoders import Vocabulary
 from data.encoding.workflow_folder import ENCODERS_FOLDER, SETTINGS_FILE
 from data.errors import DataError
 from data.spec.feature_spec import FeatureSpec
+from trainer.checkpoint.mirror import place
 from trainer.checkpoint.row_maps import Encoders, NoMatch, RowMap, map_rows
 from trainer.checkpoint.saved_config import from_json
 from trainer.checkpoint.starting_model import StartingModel
@@ -86,8 +87,8 @@ class WarmSource:
         old_spec = model.schema.spec()
         if not {feature.name for feature in spec.inputs} & {feature.name for feature in old_spec.inputs}:
             raise DataError(
-                f"--warm_start {model.weights.path}: has no feature in common with {spec.folder}: give a model of "
-                "these features, or train from scratch"
+                f"--warm_start {place(model.weights.path)}: has no feature in common with {spec.folder}: give a "
+                "model of these features, or train from scratch"
             )
         old_tasks = tasks_of(old_spec)
         old_layout = input_schema(old_spec, model.schema.widths)
@@ -250,7 +251,7 @@ class WarmSource:
     def _describe(self, before: str, now: str) -> list[str]:
         """Return lines about tables whose rows are not all known, and about what starts cold."""
         model, tables, cold = self._model, _by_feature(self._tables), _by_feature(self._cold)
-        lines = [f"warm start from {model.weights.path}, step {model.origin.steps}"]
+        lines = [f"warm start from {place(model.weights.path)}, step {model.origin.steps}"]
         if not model.is_run:
             lines.append("warning: a model folder has no state of the optimizer, which starts cold, at step 0")
         elif not self._keeps_slots:
