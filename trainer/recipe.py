@@ -29,8 +29,8 @@ BATCH_SIZES = (256, 65_536)
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 # Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
 # outweigh embeddings: they are scaled to NUMBERS_OVER_PRIOR times its standard deviation. The prior widens from
-# SMALL_ROWS rows on.
-SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 600_000
+# SMALL_ROWS rows on. LARGEST_SMALL_L2 limits its factor, but widens it to WIDEST_SMALL_STD at most.
+SMALL_STD, WIDEST_SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 0.02, 600_000
 NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
 # Training rows per id, over all categorical features, from which dropout does more harm than good. Rows with a rare
@@ -176,16 +176,22 @@ def l2_for(rows: int, *, are_small: bool) -> float:
         rows: number of training rows.
         are_small: whether embeddings have the narrow prior instead of the wide one.
     """
-    factor = min(LARGEST_L2, 1 / (2 * rows * PRIOR_STD**2))
+    factor = min(LARGEST_L2, _l2_of_prior(rows, PRIOR_STD))
     if are_small:
-        small = min(LARGEST_SMALL_L2, 1 / (2 * rows * SMALL_STD**2)) * min(1.0, SMALL_ROWS / rows) ** 0.5
+        largest = max(LARGEST_SMALL_L2, _l2_of_prior(rows, WIDEST_SMALL_STD))
+        small = min(largest, _l2_of_prior(rows, SMALL_STD)) * min(1.0, SMALL_ROWS / rows) ** 0.5
         factor = max(factor, small)
     return _two_digits(factor)
 
 
+def _l2_of_prior(rows: int, std: float) -> float:
+    return 1 / (2 * rows * std**2)
+
+
 def scale_for(rows: int, l2: float) -> float:
     """Return the factor of numbers beside embeddings with a prior of this L2 factor, rounded to two digits."""
-    return _two_digits(min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * l2)))
+    # With few rows, numbers are better not as small as the embeddings.
+    return _two_digits(min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * min(l2, LARGEST_SMALL_L2))))
 
 
 def _two_digits(value: float) -> float:

@@ -66,9 +66,15 @@ def test_numbers_are_a_multiple_of_the_prior():
 
 
 def test_l2_of_small_embeddings_falls_to_the_prior():
-    factors = [l2_for(rows, are_small=True) for rows in (100, 300_000, 600_000, 6_000_000, 100_000_000)]
+    factors = [l2_for(rows, are_small=True) for rows in (300_000, 600_000, 6_000_000, 100_000_000)]
     # 1 / (2 * 300,000 * 0.013^2); a half; a half / 10^1.5; 1 / (2 * 100,000,000 * 0.04^2)
-    assert factors == [0.02, 0.0099, 0.0049, 0.00016, 3.1e-06]
+    assert factors == [0.0099, 0.0049, 0.00016, 3.1e-06]
+
+
+def test_l2_of_small_embeddings_is_limited():
+    factors = [l2_for(rows, are_small=True) for rows in (1000, 20_000, 64_000, 145_000, 160_000)]
+    # 1 / (2 * 1000 * 0.02^2), and a twentieth of it; twice the limit; 1 / (2 * 160,000 * 0.013^2)
+    assert factors == [1.2, 0.062, 0.02, 0.02, 0.018]
 
 
 def test_l2_makes_up_for_the_weights_that_are_left_out(tmp_path):
@@ -78,7 +84,7 @@ def test_l2_makes_up_for_the_weights_that_are_left_out(tmp_path):
         make_options({"dataset_path": tmp_path / "data", "negatives": negatives}).training.l2_reg_embedding
         for negatives in ("weights", "logit")
     ]
-    assert factors == [0.02, 0.18]
+    assert factors == [6.2, 56]
 
 
 def write_labels(folder: Path, labels: dict[str, np.ndarray], *, negative_rate: float | None = None) -> None:
@@ -114,13 +120,13 @@ def test_dropout_and_layers_follow_the_rows_per_id(tmp_path, rows, dropout, unit
 @pytest.mark.parametrize(
     ("rows", "flags", "scale", "l2"),
     [
-        (698, {}, 0.47, 0.02),  # 2.5 / sqrt(2 * 698 * 0.02) = 0.473...
+        (698, {}, 0.47, 1.8),  # 2.5 / sqrt(2 * 698 * 0.02) = 0.473...
         (700, {}, 1.0, 0.001),
         (698, {"xla": True}, 1.0, 0.001),
-        (698, {"xla": True, "batch_norm": True}, 0.47, 0.02),
+        (698, {"xla": True, "batch_norm": True}, 0.47, 1.8),
         (698, {"batch_norm": False}, 1.0, 0.001),
         (698, {"interaction": "dot"}, 1.0, 0.001),
-        (698, {"interaction": "cross"}, 0.47, 0.02),
+        (698, {"interaction": "cross"}, 0.47, 1.8),
     ],
 )
 def test_embeddings_and_numbers_are_small_where_ids_are_rare(tmp_path, rows, flags, scale, l2):
