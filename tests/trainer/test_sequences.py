@@ -374,11 +374,9 @@ def test_mixed_precision_is_close_to_float32(name, dtype, batches):
     exact, mixed = (
         make_model(layout=encoded_by(name), compute_dtype=own, embedding_init_std=0.5) for own in ("float32", dtype)
     )
-    losses = [
-        losses_of(exact, batches),
-        losses_of(mixed, batches, compute_dtype=dtype),
-    ]
-    np.testing.assert_allclose(*losses, atol=0.05)
+    few = batches[:4]  # over more steps, rounding to eight bits leads some processors elsewhere
+    losses = [losses_of(exact, few), losses_of(mixed, few, compute_dtype=dtype)]
+    np.testing.assert_allclose(*losses, atol=0.02)
     logits = mixed(*batches[0].padded(mixed.layout))
     assert logits.dtype == tf.float32 and np.isfinite(logits).all()
 
