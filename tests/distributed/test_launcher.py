@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
 from horovod.runner import gloo_run
+from horovod.runner.common.util.safe_shell_exec import terminate_executor_shell_and_children
 
 from tests.helpers import ROOT, run_program
 
@@ -74,3 +78,18 @@ def test_output_of_a_single_worker_is_kept():
     assert "ZeroDivisionError: division by zero" in done.stderr
     assert done.stderr.splitlines()[-1] == "horovodrun: worker 0 on localhost ended with exit code 1"
     assert done.returncode == 1
+
+
+def test_a_shell_may_end_as_soon_as_its_worker_is_stopped():
+    shell = subprocess.Popen("sleep 100; true", shell=True)
+    while not (children := psutil.Process(shell.pid).children()):
+        time.sleep(0.01)
+    terminate = psutil.Process.terminate
+
+    def terminated(process: psutil.Process) -> None:
+        terminate(process)
+        shell.wait(timeout=10)  # as long as the launcher is not scheduled
+
+    with mock.patch.object(psutil.Process, "terminate", terminated):
+        terminate_executor_shell_and_children(shell.pid)
+    assert not children[0].is_running()
