@@ -29,7 +29,8 @@ BATCH_SIZES = (256, 65_536)
 PRIOR_STD, LARGEST_L2 = 0.04, 0.001
 # Where ids are rare, a narrower prior is better, provided that hidden layers are normalized and that numbers do not
 # outweigh embeddings: they are scaled to NUMBERS_OVER_PRIOR times its standard deviation. The prior widens from
-# SMALL_ROWS rows on. LARGEST_SMALL_L2 limits its factor, but widens it to WIDEST_SMALL_STD at most.
+# SMALL_ROWS rows on. On few rows, LARGEST_SMALL_L2 limits its factor, as long as the prior is no wider than
+# WIDEST_SMALL_STD.
 SMALL_STD, WIDEST_SMALL_STD, LARGEST_SMALL_L2, SMALL_ROWS = 0.013, 0.02, 0.02, 600_000
 NUMBERS_OVER_PRIOR, LEAST_INFORMATION = 2.5, 0.001
 HELD_OUT_SHARE = 0.05
@@ -190,7 +191,7 @@ def _l2_of_prior(rows: int, std: float) -> float:
 
 def scale_for(rows: int, l2: float) -> float:
     """Return the factor of numbers beside embeddings with a prior of this L2 factor, rounded to two digits."""
-    # With few rows, numbers are better not as small as the embeddings.
+    # On few rows, numbers as small as the embeddings would be too small.
     return _two_digits(min(1.0, NUMBERS_OVER_PRIOR / math.sqrt(2 * rows * min(l2, LARGEST_SMALL_L2))))
 
 

@@ -18,8 +18,8 @@ BLOCK_ROWS = 2**20  # rows hashed at a time; a multiple of 8, so that blocks pac
 def draw_held_out(spec: FeatureSpec, mapping: str, share: float, seed: int) -> np.ndarray:
     """Draw rows of a mapping by a hash of their positions, the same on every worker.
 
-    Where the mapping has the map feature, whole groups are drawn, since metrics over parts of groups mean little. They
-    are not if it is also an input, such as the user: the rows drawn would have only ids that training never sees.
+    Where the mapping has the map feature, whole groups are drawn, since metrics over parts of groups mean little,
+    unless it is also an input, such as the user: training would then never see the ids of the rows drawn.
 
     Args:
         spec: specification of the dataset.

@@ -451,7 +451,7 @@ def _tag(file: Any) -> str:
         found = file.metadata() or {}
     except NotImplementedError:
         return ""
-    tags = [value for name, value in found.items() if os.fsdecode(name).lower() == "etag"]  # written so or so
+    tags = [value for name, value in found.items() if os.fsdecode(name).lower() == "etag"]  # in any case
     return tags[0].decode() if tags and isinstance(tags[0], bytes) else "".join(map(str, tags))
 
 

@@ -124,17 +124,17 @@ def steps(dataset: Path, name: str) -> tuple:
 
 
 def test_scalers_and_target_statistics(days, tmp_path):
-    first, kept, anew = days / "data/1", days / "data/2", tmp_path / "anew"
-    assert extend(days, 2, anew, "--scalers", "update") == 0
+    first, kept, updated = days / "data/1", days / "data/2", tmp_path / "updated"
+    assert extend(days, 2, updated, "--scalers", "update") == 0
     write_day(tmp_path / "raw", 2, SPEC)
     assert run("--input", tmp_path / "raw", "--output", tmp_path / "alone") == 0
     for name in ("price", "rate_mean", "rate_count"):
         assert steps(kept, name) == steps(first, name)
-        assert steps(anew, name) == steps(tmp_path / "alone", name) != steps(first, name)
+        assert steps(updated, name) == steps(tmp_path / "alone", name) != steps(first, name)
     statistics = load_encoders(first / "workflow")["rate_mean"]
     train = read_mapping(kept, "train")
     assert train.column("rate_mean").to_pylist() == statistics.encode(train.column("item")).tolist()
-    fitted = [read_mapping(dataset, "train").column("rate_mean") for dataset in (anew, tmp_path / "alone")]
+    fitted = [read_mapping(dataset, "train").column("rate_mean") for dataset in (updated, tmp_path / "alone")]
     assert fitted[0].equals(fitted[1])
 
 

@@ -288,11 +288,11 @@ def test_numbers_are_kept_or_refitted():
     for name in ("scaled", "range"):
         assert kept[name].steps == first[name].steps
     assert kept["missing"].column == "price"
-    anew = fit(spec, prices(10.0, 30.0, None), Earlier(spec, first, updates_scalers=True))
+    updated = fit(spec, prices(10.0, 30.0, None), Earlier(spec, first, updates_scalers=True))
     plain = fit(spec, prices(10.0, 30.0, None))
     for name in ("scaled", "range"):
-        assert anew[name].steps == plain[name].steps != first[name].steps
-    assert kept["half"].boundaries == anew["half"].boundaries == first["half"].boundaries != plain["half"].boundaries
+        assert updated[name].steps == plain[name].steps != first[name].steps
+    assert kept["half"].boundaries == updated["half"].boundaries == first["half"].boundaries != plain["half"].boundaries
     changed = spec_of({"scaled": ("price", NumberRule((steps[0], NumberStep("log1p"), steps[1])))})
     assert fit(changed, prices(10.0, 30.0), Earlier(spec, first))["scaled"].steps[1] == ("log1p",)
 

@@ -161,7 +161,7 @@ class AdamW(Adam):
 
     Unlike L2 regularization, the decay does not depend on the moments. A table row decays when a batch looks it up, for
     all steps since its last update:  w <- w - (1 - (1 - rate weight_decay)^elapsed) w_old,  which equals decay in every
-    step as far as the rate has not changed since.
+    step if the rate has not changed since.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
     """
