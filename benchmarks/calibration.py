@@ -6,9 +6,10 @@
 
 Without --movielens, rows with a planted signal and rare clicks are generated (--rows) and split in half. Wide & Deep is
 trained at the defaults on all rows, and on all positive and a tenth of the negative ones with either correction
-(--negatives); untouched test rows give the mean prediction over the mean label, and the AUC. With --movielens, `liked`
-is learned with and without a positive_weight of 5, and its test rows give the expected calibration error before and
-after --calibrate isotonic. Each result is a JSON line.
+(--negatives); untouched test rows give the mean prediction over the mean label, and the AUC. `base_rates`, the weighted
+mean label of the training rows over that of the test rows, is the part of the former that no model can know. With
+--movielens, `liked` is learned with and without a positive_weight of 5, and its test rows give the expected calibration
+error before and after --calibrate isotonic. Each result is a JSON line.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import ROOT, Line, report
+from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 
 KEPT = 0.1
@@ -77,7 +79,8 @@ def kept_negatives(folder: Path, rows: int, seed: int) -> Iterator[Line]:
     for data, negatives in (("all", "weights"), ("kept", "weights"), ("kept", "logit")):
         run = folder / f"{data}_{negatives}"
         figures = trained(folder / data, run, ["--negatives", negatives, "--seed", str(seed)])
-        yield {"benchmark": "kept_negatives", "rows": rows, "trained_on": data, "negatives": negatives} | figures
+        line = {"benchmark": "kept_negatives", "rows": rows, "trained_on": data, "negatives": negatives}
+        yield line | figures | {"base_rates": base_rate(folder / data, "train") / base_rate(folder / data, "test")}
 
 
 def clicks(rows: int, seed: int) -> pa.Table:
@@ -87,6 +90,14 @@ def clicks(rows: int, seed: int) -> pa.Table:
     logits = -4.9 + random.normal(size=500)[item] + 0.7 * random.normal(size=200)[user] + 0.8 * price
     click = random.random(rows) < 1 / (1 + np.exp(-logits))
     return pa.table({"click": click, "item": item, "user": user, "price": price})
+
+
+def base_rate(data: Path, mapping: str) -> float:
+    """Return the weighted mean label of a mapping."""
+    spec = FeatureSpec.read(data / "feature_spec.yaml")
+    loader = ParquetLoader(spec, mapping, global_batch_size=65_536, shuffle=False)
+    sums = sum(np.array([batch.weights @ batch.labels[:, 0], batch.weights.sum()]) for batch in loader.epoch(0))
+    return float(sums[0] / sums[1])
 
 
 def calibrated(folder: Path, data: Path, seed: int) -> Iterator[Line]:

@@ -1,6 +1,7 @@
 """Corrected and calibrated probabilities from training to every output, by the commands that users run."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from data.errors import DataError
 from data.loading.loader import ParquetLoader
 from data.spec.feature_spec import FeatureSpec
 from main import main
-from tests.helpers import ROOT, left_to_all, make_dataset, metrics, must, words
+from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.checkpoint.load_model import load_model
 from trainer.checkpoint.store import CheckpointStore
@@ -243,25 +244,60 @@ def rare(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("negatives", left_to_all(["weights", "logit"], ["logit"]))
+# Without ids of unseen values, which change rows at random, the fitted rows are those of the files.
+RARE = ["--optimizer", "adam", "--unseen_share", 0, "--global_batch_size", 128]
+
+
+def mean_error_among_kept(rare: Path, predictions: Path) -> float:
+    """The mean prediction less the mean label over the training rows, relative to the latter, among the kept rows."""
+    frame = pd.read_parquet(predictions)
+    spec = FeatureSpec.read(rare / "data" / "feature_spec.yaml")
+    (batch,) = ParquetLoader(spec, "train", global_batch_size=20_000, shuffle=False).epoch(0)
+    labels, present = batch.labels[:, 0], batch.rows >= 0
+    own = (batch.weights * np.where(labels == 1, 1, 0.1))[present].astype(float)
+    assert set(np.unique(own.round(5))) == {0.5, 2.0} and (frame["label_click"] == labels[present]).all()
+    p = frame["prediction_click"].to_numpy().astype(float)
+    kept = p / (p + 0.1 * (1 - p))
+    return float(own @ (kept - labels[present]) / (own @ labels[present]))
+
+
+@pytest.mark.parametrize("negatives", ["weights", "logit"])
 def test_probabilities_are_calibrated_after_negatives_were_left_out(rare, tmp_path, negatives, capfd):
-    # Batches of a fifth of the rows: with small ones, the last steps at a constant rate move the mean prediction.
-    sizes = ["--global_batch_size", 700, "--eval_batch_size", 20_000, "--optimizer", "adam"]
-    flags = [*sizes, "--num_epochs", 30, "--negatives", negatives]
+    flags = [*RARE, "--num_epochs", 6, "--negatives", negatives]
     places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
     must(main([*arguments(rare, *flags), *map(str, places)]))
+    intercept = float(re.search("intercept of 'click', .* training rows: logit (.*)", capfd.readouterr().out)[1])
+    must(main([*arguments(rare, "--evaluate"), *map(str, places)]))
     found = metrics(tmp_path / "results")
     # Within the noise of some hundred positive rows; without a correction, it would be several times as high.
     assert found["calibration"] == pytest.approx(1, abs=0.12) and found["auc_roc"] > 0.75
     architecture = json.loads((tmp_path / "models/model/architecture.json").read_text())
+    known = np.log(0.1) if negatives == "logit" else 0
+    assert architecture["logit_maps"]["click"]["shift"] == pytest.approx(known + intercept, abs=1e-5)
+    # The last steps at a constant rate and small batches have moved the mean prediction.
+    assert abs(intercept) > 1e-3
+    predictions = tmp_path / "train.parquet"
+    more = ["--evaluate", "--eval_mapping", "train", "--predictions_file", predictions]
+    must(main([*arguments(rare, *more), *map(str, places)]))
+    assert mean_error_among_kept(rare, predictions) == pytest.approx(0, abs=1e-5)
     if negatives == "logit":
-        assert architecture["logit_maps"]["click"]["shift"] == pytest.approx(np.log(0.1))
         # A resumed run cannot weigh rows in another way.
-        again = [*sizes, "--num_epochs", 31, "--use_checkpoint"]
+        again = [*RARE, "--num_epochs", 7, "--use_checkpoint"]
         assert main([*arguments(rare, *again), *map(str, places)]) == 2
         assert "negatives was 'logit' and is 'weights'" in capfd.readouterr().err
-    else:
-        assert architecture["logit_maps"] == {}
+
+
+@pytest.mark.horovod
+def test_two_workers_fit_the_intercept_to_the_rows_of_both(rare, tmp_path):
+    places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    predictions = tmp_path / "train.parquet"
+    for more in (
+        [*RARE, "--num_epochs", 2],
+        ["--evaluate", "--eval_mapping", "train", "--predictions_file", predictions],
+    ):
+        done = run_program([ROOT / "main.py", *arguments(rare, *more), *places], workers=2)
+        assert done.returncode == 0, done.stderr
+    assert mean_error_among_kept(rare, predictions) == pytest.approx(0, abs=1e-5)
 
 
 def test_training_batches_have_the_weights_of_their_rows(rare):

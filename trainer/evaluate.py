@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
+from itertools import islice
 
 import numpy as np
 import tensorflow as tf
@@ -36,6 +37,7 @@ class Forward:
     """
 
     def __init__(self, model: RankingModel, rows: int, *, xla: bool):
+        self._model = model
         self.packing = Packing((model.embeddings.lookup_specs(rows), model.value_specs(rows)))
         # The embeddings are computed outside of what XLA may compile: it supports no collectives.
         logits = tf.function(model.logits, autograph=False, jit_compile=compiles_passes(xla))
@@ -45,6 +47,30 @@ class Forward:
             return logits(model.embed(lookups), values)
 
         self.run = tf.function(run, input_signature=(self.packing.signature,), autograph=False)
+
+    def predicted(self, loader: ParquetLoader, steps: int | None = None) -> Generator[tuple[Batch, np.ndarray]]:
+        """Yield batches of this worker with their logits, [batch, outputs] float32. A collective if tables are sharded.
+
+        The device already computes the next batch while the caller processes the current one.
+
+        Args:
+            loader: loader of batches of `rows` rows.
+            steps: number of batches; None for all.
+        """
+        with closing(loader.epoch(0, prepare=self._prepare)) as batches:
+            waiting: tuple[Batch, tf.Tensor] | None = None
+            for batch, packed in islice(batches, steps):
+                started = (batch, self.run(packed))
+                if waiting is not None:
+                    yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
+                waiting = started
+            if waiting is not None:
+                yield waiting[0], waiting[1].numpy()
+
+    def _prepare(self, batch: Batch) -> tuple[Batch, Packed]:
+        """Pack a batch, in the loader's thread."""
+        inputs = self._model.embeddings.lookups(batch.ids), self._model.layout.row_values(batch)
+        return batch, self.packing.pack(inputs)
 
 
 class Evaluator:
@@ -68,7 +94,7 @@ class Evaluator:
         xla: bool,
     ):
         self.loader, self.comm, self.evaluation = loader, comm, evaluation
-        self._model, self._forward = model, Forward(model, loader.local_batch_size, xla=xla)
+        self._forward = Forward(model, loader.local_batch_size, xla=xla)
 
     def run(
         self,
@@ -119,29 +145,13 @@ class Evaluator:
             _add_predictions(batch, logits, predictions)
             on_batch(number)
 
-    def _prepare(self, batch: Batch) -> tuple[Batch, Packed]:
-        """Pack a batch, in the loader's thread."""
-        inputs = self._model.embeddings.lookups(batch.ids), self._model.layout.row_values(batch)
-        return batch, self._forward.packing.pack(inputs)
-
     def count(self, batch: Batch, logits: np.ndarray) -> None:
         """Add a batch and its logits to the metrics."""
         self.evaluation.update(logits, batch.labels, batch.weights, batch.group, batch.extra, batch.numerical)
 
     def predicted(self) -> Generator[tuple[Batch, np.ndarray]]:
-        """Yield every batch of this worker with its logits, [batch, outputs] float32.
-
-        The device already computes the next batch while the caller processes the current one.
-        """
-        with closing(self.loader.epoch(0, prepare=self._prepare)) as batches:
-            waiting: tuple[Batch, tf.Tensor] | None = None
-            for batch, packed in batches:
-                started = (batch, self._forward.run(packed))
-                if waiting is not None:
-                    yield waiting[0], waiting[1].numpy()  # waits for the previous batch only
-                waiting = started
-            if waiting is not None:
-                yield waiting[0], waiting[1].numpy()
+        """Yield every batch of this worker with its logits, [batch, outputs] float32."""
+        return self._forward.predicted(self.loader)
 
 
 def _add_predictions(batch: Batch, logits: np.ndarray, predictions: PredictionWriter) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from data.loading.batch import Batch
 from data.loading.loader import ParquetLoader
+from data.spec.features import Feature
 from data.storage.checksummed_dir import StorageError
 from trainer.benchmark import Plan, benchmark_evaluation, benchmark_training
 from trainer.build import Training, make_model, make_training, start_at_base_rates
@@ -29,7 +30,7 @@ from trainer.config import Options
 from trainer.early_stopping import EarlyStopping, main_metric
 from trainer.embeddings.pretrained import fill_from_files
 from trainer.embeddings.touched_rows import TouchedRows
-from trainer.evaluate import Evaluator, describe, undefined_warnings
+from trainer.evaluate import Evaluator, Forward, describe, undefined_warnings
 from trainer.expert_monitor import ExpertMonitor, monitor_of
 from trainer.importance import (
     BLOCKS,
@@ -51,6 +52,7 @@ from trainer.logging.profiling import StepProfiler, nvtx_range
 from trainer.logging.progress import Progress
 from trainer.logging.step_times import timed
 from trainer.metrics.calibration import CalibrationError, as_records
+from trainer.metrics.rows import GrowingArray, Rows
 from trainer.optimizers.schedules import Plateau
 from trainer.packing import Packed
 from trainer.predictions import PredictionWriter
@@ -61,7 +63,8 @@ from trainer.tasks.binary import logit_maps_of, with_logit_maps
 from trainer.tasks.evaluation import Evaluation, metric_of
 from trainer.tasks.logit_map import LogitMap, described
 from trainer.tasks.score import Score
-from trainer.tasks.task import tasks_of
+from trainer.tasks.shifts import label_of_kept_negatives, logit_among_kept, without_negative_factor
+from trainer.tasks.task import logit_columns, tasks_of
 from trainer.training_log import TrainingLog
 
 # Evaluation batches between two collectives that ask whether any worker has received a stop signal.
@@ -184,7 +187,7 @@ class Trainer:
         if self._is_complete(position):
             self.say(self._how_to_continue(position))
             with self.watchdog:
-                self._calibrate()
+                self._finish_outputs()
             return self._conclude(self.checkpoints.last_metrics())
         metrics: dict[str, float] = {}
         with self.watchdog, self.profiler:
@@ -201,11 +204,11 @@ class Trainer:
                 self._reduce_rate()
                 self.checkpoints.record_evaluation(position, self.stopping.state, metrics, self.best_by)
             self.checkpoints.finish()
-            self._calibrate()
+            self._report_changed_ids(self.data.train_loader)
+            self._finish_outputs()
         if position.epoch < self.config.training.num_epochs:
             self.log.progress.message(f"stopping: {self.stopping.reason}")
         self.log.progress.close()
-        self._report_changed_ids(self.data.train_loader)
         self._report_caches()
         return self._conclude(metrics)
 
@@ -441,31 +444,70 @@ class Trainer:
         self.results.conclude(metrics)
         return metrics
 
-    def _calibrate(self) -> None:
-        """Fit the calibrators of --calibrate to the evaluated mapping, and record the logit maps and the score.
+    def _finish_outputs(self) -> None:
+        """Fit what predictions of the best checkpoint apply to its logits, and record it and the score there.
 
-        Use the best checkpoint, which gets them, and whose weights the model then has.
+        The model then has the weights of that checkpoint if anything was fitted.
         """
         kind = self.config.training.calibrate
-        if kind is not None:
-            from trainer.tasks.calibrators import CALIBRATORS  # SciPy's optimizers take a while to import
-
+        label = label_of_kept_negatives(self.data.spec, self.config.data.train_mapping)
+        if kind is not None or label is not None:
             self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm), "best")
-            evaluation, mapping = self.evaluator.evaluation, self.data.eval_mapping
-            self.evaluator.collect(on_batch=lambda batch: self.control.beat())
-            self.control.beat(allow=SLOW_SECONDS)
-            fitted = {name: CALIBRATORS[kind](rows, self.comm) for name, rows in evaluation.binary_rows(self.comm)}
-            maps = logit_maps_of(self.tasks)
-            maps |= {name: replace(maps.get(name, LogitMap()), calibrator=one) for name, one in fitted.items()}
-            before = evaluation.result(self.comm, with_slices=False)
-            evaluation.tasks = self.tasks = with_logit_maps(self.tasks, maps)
-            after = evaluation.result(self.comm, with_slices=False)
-            evaluation.reset()
-            for key in after:
-                if metric_of(key) is CalibrationError:
-                    self.say(f"{key} on {mapping!r}, before and after {kind}: {before[key]:.5f}, {after[key]:.5f}")
-            self.results.log.log([], as_records(evaluation.curves))
+        if label is not None:
+            self._fit_intercept(label)
+        if kind is not None:
+            self._calibrate(kind)
         self.checkpoints.record_outputs(logit_maps_of(self.tasks))
+
+    def _fit_intercept(self, label: Feature) -> None:
+        """Fit the intercept of a label to training rows, of which a share of the negatives was kept."""
+        from trainer.tasks.intercept import MAX_ROWS, fit_intercept  # SciPy's optimizers take a while to import
+
+        loader, options = self.data.train_loader, self.config.training
+        index = [task.name for task in self.tasks].index(label.name)
+        column, known = logit_columns(self.tasks)[index].start, logit_among_kept(self.data.spec, label, options)
+        take_factor_out = without_negative_factor(self.data.spec) if options.negatives == "weights" else None
+        steps = min(loader.steps_per_epoch, math.ceil(MAX_ROWS / options.global_batch_size))
+        found = GrowingArray(np.float32, 3)
+        forward = Forward(self.model, loader.local_batch_size, xla=options.xla)
+        with closing(forward.predicted(loader, steps)) as predicted:
+            for batch, logits in predicted:
+                if take_factor_out is not None:
+                    take_factor_out(batch, 0)
+                of_batch = np.stack([logits[:, column] + known, batch.labels[:, index], batch.weights], axis=1)
+                found.append(of_batch[(batch.weights > 0) & ~np.isnan(batch.labels[:, index])])
+                self.control.beat()
+        own_logits, labels, weights = found.rows.T
+        intercept = fit_intercept(Rows(own_logits, labels, weights, None), self.comm)
+        own = logit_maps_of(self.tasks).get(label.name, LogitMap())
+        self._set_logit_maps({label.name: replace(own, shift=own.shift + intercept)})
+        rows = self.comm.sum_array(np.array([len(found)], np.int64)).item()
+        self.say(f"intercept of {label.name!r}, fitted to {rows:,} training rows: logit {intercept:+.5f}")
+
+    def _calibrate(self, kind: str) -> None:
+        """Fit the calibrators of --calibrate to the evaluated mapping."""
+        from trainer.tasks.calibrators import CALIBRATORS  # SciPy's optimizers take a while to import
+
+        evaluation, mapping = self.evaluator.evaluation, self.data.eval_mapping
+        self.evaluator.collect(on_batch=lambda batch: self.control.beat())
+        self.control.beat(allow=SLOW_SECONDS)
+        fitted = {name: CALIBRATORS[kind](rows, self.comm) for name, rows in evaluation.binary_rows(self.comm)}
+        maps = logit_maps_of(self.tasks)
+        before = evaluation.result(self.comm, with_slices=False)
+        self._set_logit_maps(
+            {name: replace(maps.get(name, LogitMap()), calibrator=one) for name, one in fitted.items()}
+        )
+        after = evaluation.result(self.comm, with_slices=False)
+        evaluation.reset()
+        for key in after:
+            if metric_of(key) is CalibrationError:
+                self.say(f"{key} on {mapping!r}, before and after {kind}: {before[key]:.5f}, {after[key]:.5f}")
+        self.results.log.log([], as_records(evaluation.curves))
+
+    def _set_logit_maps(self, maps: Mapping[str, LogitMap]) -> None:
+        """Replace what predictions apply to the logits of some labels."""
+        self.tasks = with_logit_maps(self.tasks, logit_maps_of(self.tasks) | dict(maps))
+        self.evaluator.evaluation.tasks = self.tasks
 
     # Evaluation, prediction and benchmarks
 

@@ -108,7 +108,8 @@ class LogitMap:
     """A shift of a task's logit, then a calibrator. Neither reverses the order of two rows.
 
     Attributes:
-        shift: known correction of the log-odds (see `trainer.tasks.shifts`), added to the logit.
+        shift: correction of the log-odds, added to the logit: the known one of `trainer.tasks.shifts` and, after
+            training with kept negatives, the intercept of `trainer.tasks.intercept`.
         calibrator: map of the shifted logit, fitted on rows that were not trained on; None for none.
     """
 

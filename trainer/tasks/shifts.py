@@ -20,8 +20,9 @@ import numpy as np
 from data.errors import DataError
 from data.loading.batch import Batch
 from data.spec.feature_spec import FeatureSpec
-from data.spec.features import TRAIN
+from data.spec.features import TRAIN, Feature
 from trainer.config import TrainingOptions
+from trainer.tasks.group import group_labels
 
 
 def logit_shifts(
@@ -40,7 +41,15 @@ def logit_shifts(
     """
     shifts = {label.name: 0.0 for label in spec.labels}
     if options.negatives == "logit":
-        shifts[_label_of_negatives(spec)] += math.log(_negative_rate(spec, mapping))
+        rate = _negative_rate(spec, mapping)
+        label = _label_of_negatives(spec)
+        if label is None:
+            raise DataError(
+                "--negatives logit: a row is negative if all its binary labels are 0, so that no single shift corrects "
+                f"each of {', '.join(label.name for label in spec.labels if label.given is None)}. It needs one binary "
+                "label that the others are `given`, directly or through each other; use --negatives weights"
+            )
+        shifts[label.name] += math.log(rate)
     if options.correct_positive_weight:
         weighted = [label for label in spec.labels if label.positive_weight != 1]
         if not weighted:
@@ -57,6 +66,32 @@ def logit_shifts(
         for label in weighted:
             shifts[label.name] -= math.log(label.positive_weight)
     return {name: shift for name, shift in shifts.items() if shift}
+
+
+def label_of_kept_negatives(spec: FeatureSpec, mapping: str) -> Feature | None:
+    """Return the label whose log-odds keeping negatives shifts in a mapping; None if there is none.
+
+    It is the binary label that is 0 exactly in the rows of which a share was kept, and is learned by its cross-entropy.
+    """
+    weight = spec.sample_weight
+    if weight is None or weight.negative_rate is None or mapping != TRAIN:
+        return None
+    label = _label_of_negatives(spec)
+    return None if label in group_labels(spec) else label
+
+
+def logit_among_kept(spec: FeatureSpec, label: Feature, options: TrainingOptions) -> float:
+    """Return what to add to the logit that a network learns to get the log-odds of a label among the kept rows.
+
+    Args:
+        spec: specification of the dataset, whose weights state their negative_rate.
+        label: the label of `label_of_kept_negatives`.
+        options: the flag --negatives.
+    """
+    weight = spec.sample_weight
+    rate = 1.0 if weight is None or weight.negative_rate is None else weight.negative_rate
+    weighs_kept = options.negatives == "weights"  # so that the network learns the odds among all rows
+    return -math.log(label.positive_weight) - (math.log(rate) if weighs_kept else 0.0)
 
 
 def weighted_positives(spec: FeatureSpec, options: TrainingOptions) -> Iterator[str]:
@@ -106,13 +141,7 @@ def _negative_rate(spec: FeatureSpec, mapping: str) -> float:
     return weight.negative_rate
 
 
-def _label_of_negatives(spec: FeatureSpec) -> str:
-    """Return the label that is 0 exactly in the negative rows. Raise a DataError if there is none."""
+def _label_of_negatives(spec: FeatureSpec) -> Feature | None:
+    """Return the binary label that is 0 exactly in the negative rows; None if there is none."""
     roots = [label for label in spec.labels if label.given is None]
-    if len(roots) == 1 and roots[0].is_binary:
-        return roots[0].name
-    raise DataError(
-        "--negatives logit: a row is negative if all its binary labels are 0, so that no single shift corrects each of "
-        f"{', '.join(label.name for label in roots)}. It needs one binary label that the others are `given`, directly "
-        "or through each other; use --negatives weights"
-    )
+    return roots[0] if len(roots) == 1 and roots[0].is_binary else None
