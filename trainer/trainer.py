@@ -204,12 +204,12 @@ class Trainer:
                 self._reduce_rate()
                 self.checkpoints.record_evaluation(position, self.stopping.state, metrics, self.best_by)
             self.checkpoints.finish()
+            if position.epoch < self.config.training.num_epochs:
+                self.log.progress.message(f"stopping: {self.stopping.reason}")
+            self.log.progress.close()
             self._report_changed_ids(self.data.train_loader)
+            self._report_caches()
             self._finish_outputs()
-        if position.epoch < self.config.training.num_epochs:
-            self.log.progress.message(f"stopping: {self.stopping.reason}")
-        self.log.progress.close()
-        self._report_caches()
         return self._conclude(metrics)
 
     def _train_epoch(self, position: Position) -> None:
