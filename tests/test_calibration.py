@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,13 @@ from main import main
 from tests.helpers import ROOT, make_dataset, metrics, must, run_program, words
 from tests.trainer.metrics.workers import LocalWorkers
 from trainer.checkpoint.load_model import load_model
+from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.store import CheckpointStore
 from trainer.cli import parse
 from trainer.comm import SingleWorker
 from trainer.inputs import agree_on_inputs, check_run, open_inputs
 from trainer.lifecycle.errors import RejectedByAll
+from trainer.lifecycle.watchdog import SLOW_SECONDS, Watchdog
 from trainer.logging.log import read_log
 from trainer.metrics.rows import Rows
 from trainer.process.worker_env import WorkerEnv
@@ -285,6 +288,33 @@ def test_probabilities_are_calibrated_after_negatives_were_left_out(rare, tmp_pa
         again = [*RARE, "--num_epochs", 7, "--use_checkpoint"]
         assert main([*arguments(rare, *again), *map(str, places)]) == 2
         assert "negatives was 'logit' and is 'weights'" in capfd.readouterr().err
+
+
+def test_the_watchdog_waits_for_what_is_slow_before_and_after_the_pass_over_the_training_rows(
+    rare, tmp_path, monkeypatch
+):
+    places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    allowed: list[float] = []
+    seen = {}
+    beat, restore = Watchdog.beat, CheckpointManager.restore_weights
+
+    def recorded(watchdog: Watchdog, allow: float = 0.0) -> None:
+        allowed.append(allow)
+        beat(watchdog, allow)
+
+    def restored(*given: Any) -> Any:
+        seen["restore"] = allowed[-1]
+        return restore(*given)
+
+    def fitted(*given: Any) -> float:
+        seen["fit"] = allowed[-1]
+        return 0.0
+
+    monkeypatch.setattr(Watchdog, "beat", recorded)
+    monkeypatch.setattr(CheckpointManager, "restore_weights", restored)
+    monkeypatch.setattr("trainer.tasks.intercept.fit_intercept", fitted)
+    must(main([*arguments(rare, *RARE, "--num_epochs", 1), *map(str, places)]))
+    assert seen == {"restore": SLOW_SECONDS, "fit": SLOW_SECONDS}
 
 
 @pytest.mark.horovod

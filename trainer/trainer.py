@@ -452,6 +452,7 @@ class Trainer:
         kind = self.config.training.calibrate
         label = label_of_kept_negatives(self.data.spec, self.config.data.train_mapping)
         if kind is not None or label is not None:
+            self.control.beat(allow=SLOW_SECONDS)  # to restore, read the first rows and compile the forward pass
             self.checkpoints.restore_weights(TrainState(self.model.weights_by_name, self.comm), "best")
         if label is not None:
             self._fit_intercept(label)
@@ -477,6 +478,7 @@ class Trainer:
                 of_batch = np.stack([logits[:, column] + known, batch.labels[:, index], batch.weights], axis=1)
                 found.append(of_batch[(batch.weights > 0) & ~np.isnan(batch.labels[:, index])])
                 self.control.beat()
+        self.control.beat(allow=SLOW_SECONDS)
         own_logits, labels, weights = found.rows.T
         intercept = fit_intercept(Rows(own_logits, labels, weights, None), self.comm)
         own = logit_maps_of(self.tasks).get(label.name, LogitMap())
