@@ -317,6 +317,13 @@ def test_the_watchdog_waits_for_what_is_slow_before_and_after_the_pass_over_the_
     assert seen == {"restore": SLOW_SECONDS, "fit": SLOW_SECONDS}
 
 
+def test_many_rows_are_sampled(rare, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("trainer.tasks.intercept.MAX_ROWS", 1000)
+    places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
+    must(main([*arguments(rare, *RARE, "--num_epochs", 1), *map(str, places)]))
+    assert "intercept of 'click', fitted to 1,024 training rows" in capfd.readouterr().out  # eight batches of 128
+
+
 @pytest.mark.horovod
 def test_two_workers_fit_the_intercept_to_the_rows_of_both(rare, tmp_path):
     places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]

@@ -39,8 +39,10 @@ def fit_intercept(rows: Rows, comm: Collectives) -> float:
         The maximum likelihood of the intercept, at most LIMIT away from 0; 0 if the rows are all positive or negative.
     """
     weights = rows.weights.astype(np.float64)
-    positive, total = comm.sum_array(np.array([weights @ (rows.labels > 0), weights.sum()])).tolist()
-    if positive in (0, total):
+    is_positive = rows.labels > 0
+    own = np.array([weights @ is_positive, weights @ ~is_positive])
+    positive, negative = comm.sum_array(own).tolist()
+    if 0 in (positive, negative):
         return 0.0
 
     def excess(intercept: float) -> float:
@@ -49,7 +51,7 @@ def fit_intercept(rows: Rows, comm: Collectives) -> float:
             block.weights.astype(np.float64) @ probability(block.logits.astype(np.float64) + intercept)
             for block in blocks(rows)
         )
-        return float((comm.sum_array(np.array([own], np.float64))[0] - positive) / total)
+        return float((comm.sum_array(np.array([own], np.float64))[0] - positive) / (positive + negative))
 
     if excess(-LIMIT) >= 0:
         return -LIMIT
