@@ -449,12 +449,16 @@ def write_day(folder: Path, vectors: dict[str, list[float]]) -> Path:
     return folder
 
 
-def test_files_of_vectors_are_no_raw_files(tmp_path: Path) -> None:
-    """Where all files of a folder are raw files, those of its vectors are not: on the next day, and of new rows."""
+@pytest.mark.parametrize("given", ["", "logs.parquet", "l*.parquet"])
+def test_files_of_vectors_are_no_raw_files(tmp_path: Path, given: str) -> None:
+    """Where all files of a folder are raw files, those of its vectors are not: on the next day, and of new rows.
+
+    If files of the day are given, its vectors are beside them.
+    """
     must(raw_dataset(tmp_path, ["a", "b"] * 20, ["a", "b"], [[1.0, 2.0], [3.0, 4.0]]))
     workflow = tmp_path / "data" / "workflow"
     day = write_day(tmp_path / "day", {"a": [5.0, 6.0], "c": [7.0, 8.0]})
-    must(preprocess.main(["--extend", str(workflow), "--input", str(day), "--output", str(tmp_path / "two")]))
+    must(preprocess.main(["--extend", str(workflow), "--input", str(day / given), "--output", str(tmp_path / "two")]))
     spec = FeatureSpec.read(tmp_path / "two" / "feature_spec.yaml")
     ids = load_encoders(tmp_path / "two" / "workflow")["item"].encode(["a", "c"]).tolist()
     assert read(spec) == dict(zip(ids, [[5.0, 6.0], [7.0, 8.0]], strict=True))
