@@ -37,7 +37,6 @@ from trainer.process.startup import import_tensorflow, quick_imports, robust_std
 from trainer.process.worker_env import WorkerEnv, read_worker_env
 from trainer.raw_rows import check_raw, encode_for_all, encoded_rows, on_encoded
 from trainer.recipe import describe_choices
-from trainer.report.outputs import draw_gates_of_run
 
 if TYPE_CHECKING:
     # These import TensorFlow.
@@ -103,6 +102,8 @@ def _run(trainer: "Trainer", config: Options, env: WorkerEnv) -> None:
     else:
         trainer.fit()
         if env.rank == 0 and trainer.expert_monitor is not None:
+            from trainer.report.gates import draw_gates_of_run  # matplotlib takes a second to import
+
             draw_gates_of_run(config.data.results_dir, config.data.log_filename)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data.errors import DataError
 from trainer.logging.gate_records import (
     ARGMAX_SHARE,
     DEAD_UNITS,
@@ -19,9 +20,10 @@ from trainer.logging.gate_records import (
     LevelRecord,
     histories,
 )
+from trainer.logging.log import warn
 from trainer.report.curves import drawn_members
 from trainer.report.plots import COLORS, DPI, GREY, PANELS_PER_ROW, PIXELS, STYLE, save
-from trainer.report.runs import Run
+from trainer.report.runs import Run, read_run
 
 ROW_INCHES = 3.1
 FADING = (1.0, 0.55, 0.25)  # opacity of each repetition of the colors
@@ -32,6 +34,18 @@ MAX_NAMES = 32  # tick labels along each side of a heat map
 LONGEST_NAME = 24
 WIDEST_LABELS = 36  # total characters of the labels below a heat map, beyond which they are rotated
 SMALL, SMALLEST = 8.5, 7
+
+
+def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
+    """Draw the gates of all epochs in the log of a model with gates.
+
+    Failures are only reported: the trained model matters more than its picture.
+    """
+    try:
+        for path in draw_gates(read_run(results_dir, "", log_filename), results_dir):
+            print(f"gates: {path}", flush=True)
+    except (DataError, OSError) as error:
+        warn(f"the gates could not be drawn: {error}")
 
 
 def draw_gates(run: Run, folder: Path, name: str = "gates") -> list[Path]:

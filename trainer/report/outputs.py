@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from data.errors import DataError
 from data.storage.files import open_regular
 from data.storage.output_paths import check_apart, check_replaceable_file
 from trainer.importance_file import FILE as IMPORTANCE_FILE
-from trainer.logging.log import warn
-from trainer.report.runs import Run, read_run
+from trainer.report.runs import Run
 
 PAGE, LEARNING_CURVE = "report.html", "learning_curve"
 # What generated files are recognized by: the start of a page's title, and a string in the metadata of pictures.
@@ -68,17 +66,3 @@ def check_pictures(folder: Path, name: str) -> None:
 def _head_contains(path: Path, mark: str) -> bool:
     with open_regular(path) as file:
         return mark.encode() in file.read(HEAD_BYTES)
-
-
-def draw_gates_of_run(results_dir: Path, log_filename: str) -> None:
-    """Draw the gates of all epochs in the log of a model with gates.
-
-    Failures are only reported: the trained model matters more than its picture.
-    """
-    from trainer.report.gates import draw_gates  # matplotlib takes a second to import
-
-    try:
-        for path in draw_gates(read_run(results_dir, "", log_filename), results_dir):
-            print(f"gates: {path}", flush=True)
-    except (DataError, OSError) as error:
-        warn(f"the gates could not be drawn: {error}")
