@@ -81,10 +81,12 @@ def _preprocess(args: argparse.Namespace) -> None:
 
     # The files of a stored specification are those of an earlier day. Several sources have the same names every day.
     is_listed = bool(args.input) and (not _is_folder(args.input[0]) or (is_stored and len(spec.sources) == 1))
-    # Files that are given are anywhere. Vectors are beside a specification that is given, too, and otherwise the day's.
-    of_day = folder if _is_folder(args.input[0]) else args.input[0].parent
+    if is_listed:
+        # The files are anywhere. Vectors are beside a specification that is given, too, and otherwise the day's.
+        of_day = folder if _is_folder(args.input[0]) else args.input[0].parent
+        spec = with_files(spec, args.input, of_day if is_stored else path.parent)
     preprocess(
-        with_files(spec, args.input, of_day if is_stored else path.parent) if is_listed else spec,
+        spec,
         document,
         args.output,
         _resources(args),
