@@ -290,9 +290,7 @@ def test_probabilities_are_calibrated_after_negatives_were_left_out(rare, tmp_pa
         assert "negatives was 'logit' and is 'weights'" in capfd.readouterr().err
 
 
-def test_the_watchdog_waits_for_what_is_slow_before_and_after_the_pass_over_the_training_rows(
-    rare, tmp_path, monkeypatch
-):
+def test_the_watchdog_allows_time_around_the_pass_over_the_training_rows(rare, tmp_path, monkeypatch):
     places = ["--model_dir", tmp_path / "models", "--results_dir", tmp_path / "results"]
     allowed: list[float] = []
     seen = {}

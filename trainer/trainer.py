@@ -461,30 +461,40 @@ class Trainer:
         self.checkpoints.record_outputs(logit_maps_of(self.tasks))
 
     def _fit_intercept(self, label: Feature) -> None:
-        """Fit the intercept of a label to training rows, of which a share of the negatives was kept."""
+        """Refit the intercept of a label to training rows, of which a share of the negatives was kept."""
         from trainer.tasks.intercept import MAX_ROWS, fit_intercept  # SciPy's optimizers take a while to import
 
-        loader, options = self.data.train_loader, self.config.training
+        rows = self._kept_rows(label, MAX_ROWS)
+        self.control.beat(allow=SLOW_SECONDS)
+        intercept = fit_intercept(rows, self.comm)
+        before = logit_maps_of(self.tasks).get(label.name, LogitMap())
+        self._set_logit_maps({label.name: replace(before, shift=before.shift + intercept)})
+        number = self.comm.sum_array(np.array([len(rows.labels)], np.int64)).item()
+        self.say(f"intercept of {label.name!r}, fitted to {number:,} training rows: logit {intercept:+.5f}")
+
+    def _kept_rows(self, label: Feature, limit: int) -> Rows:
+        """Return this worker's training rows for a label, with log-odds among the kept rows as logits. A collective.
+
+        Args:
+            label: the label of `label_of_kept_negatives`.
+            limit: number of rows of all workers to read, rounded up to whole batches.
+        """
+        spec, loader, options = self.data.spec, self.data.train_loader, self.config.training
         index = [task.name for task in self.tasks].index(label.name)
-        column, known = logit_columns(self.tasks)[index].start, logit_among_kept(self.data.spec, label, options)
-        take_factor_out = without_negative_factor(self.data.spec) if options.negatives == "weights" else None
-        steps = min(loader.steps_per_epoch, math.ceil(MAX_ROWS / options.global_batch_size))
+        column, to_kept = logit_columns(self.tasks)[index].start, logit_among_kept(spec, label, options)
+        take_factor_out = without_negative_factor(spec) if options.negatives == "weights" else None
+        steps = min(loader.steps_per_epoch, math.ceil(limit / options.global_batch_size))
         found = GrowingArray(np.float32, 3)
         forward = Forward(self.model, loader.local_batch_size, xla=options.xla)
         with closing(forward.predicted(loader, steps)) as predicted:
             for batch, logits in predicted:
                 if take_factor_out is not None:
                     take_factor_out(batch, 0)
-                of_batch = np.stack([logits[:, column] + known, batch.labels[:, index], batch.weights], axis=1)
+                of_batch = np.stack([logits[:, column] + to_kept, batch.labels[:, index], batch.weights], axis=1)
                 found.append(of_batch[(batch.weights > 0) & ~np.isnan(batch.labels[:, index])])
                 self.control.beat()
-        self.control.beat(allow=SLOW_SECONDS)
-        own_logits, labels, weights = found.rows.T
-        intercept = fit_intercept(Rows(own_logits, labels, weights, None), self.comm)
-        own = logit_maps_of(self.tasks).get(label.name, LogitMap())
-        self._set_logit_maps({label.name: replace(own, shift=own.shift + intercept)})
-        rows = self.comm.sum_array(np.array([len(found)], np.int64)).item()
-        self.say(f"intercept of {label.name!r}, fitted to {rows:,} training rows: logit {intercept:+.5f}")
+        logits, labels, weights = found.rows.T
+        return Rows(logits, labels, weights, None)
 
     def _calibrate(self, kind: str) -> None:
         """Fit the calibrators of --calibrate to the evaluated mapping."""

@@ -1,9 +1,9 @@
-"""The intercept of a model whose training left out negatives, fitted once more when training has ended.
+"""The intercept of a model whose training left out negatives, refitted when training has ended.
 
-A trained network's mean prediction is some percent off: the last steps leave its intercept where they happen to, and
-dropout before a normalized layer gives that layer other moments in training than afterwards (Li et al., "Understanding
-the Disharmony Between Dropout and Batch Normalization by Variance Shift", CVPR 2019). The maximum likelihood of the
-intercept has neither error. It is the b that solves
+A trained network's mean prediction is off by a few percent: its intercept depends on the last few batches, and dropout
+before a normalized layer gives that layer other moments in training than afterwards (Li et al., "Understanding the
+Disharmony Between Dropout and Batch Normalization by Variance Shift", CVPR 2019). The maximum-likelihood intercept has
+neither error. It is the b that solves
 
     sum over the kept rows of v (sigmoid(z + b) - y) = 0
 
@@ -36,7 +36,7 @@ def fit_intercept(rows: Rows, comm: Collectives) -> float:
         comm: collectives over the workers.
 
     Returns:
-        The maximum likelihood of the intercept, at most LIMIT away from 0; 0 if the rows are all positive or negative.
+        The maximum-likelihood intercept, clipped to [-LIMIT, LIMIT]; 0 if all rows are positive, or all negative.
     """
     weights = rows.weights.astype(np.float64)
     is_positive = rows.labels > 0
